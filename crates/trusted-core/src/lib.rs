@@ -1,0 +1,1 @@
+//! chipbound-trusted-core

@@ -1,0 +1,36 @@
+//! Every length that bytes from outside may have, by name. Sizes are in bytes unless the name says otherwise.
+
+/// A signed document (COSE_Sign1 with its certificate chain).
+pub const MAX_DOCUMENT: usize = 16 * 1024;
+/// One X.509 certificate in DER.
+pub const MAX_CERTIFICATE: usize = 4 * 1024;
+/// Certificates in a chain, leaf first, the root left out.
+pub const MAX_CHAIN: usize = 3;
+/// A certificate revocation list in DER.
+pub const MAX_REVOCATION_LIST: usize = 4 * 1024 * 1024;
+/// A short text: a name, a version, a title.
+pub const MAX_NAME: usize = 128;
+/// A text for people: conditions, the detail of an error.
+pub const MAX_TEXT: usize = 1024;
+/// A public key or an encapsulated key of any supported KEM.
+pub const MAX_KEM_BYTES: usize = 2 * 1024;
+/// Suites, formats, classes or keys in one list.
+pub const MAX_CHOICES: usize = 16;
+/// The payload of one message of the second path that is not a chunk.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+/// Package bytes in one chunk message.
+pub const MAX_CHUNK: usize = 256 * 1024;
+/// The layout of a package in CBOR.
+pub const MAX_LAYOUT: usize = 64 * 1024;
+/// One request or response on the processor's unix socket.
+pub const MAX_CONTROL: usize = 256 * 1024;
+/// A JSON request body of the first path.
+pub const MAX_JSON: usize = 64 * 1024;
+/// A program or data file, in bytes (1 TiB).
+pub const MAX_PROGRAM: u64 = 1 << 40;
+/// Bytes of a page of a program package.
+pub const PAGE: usize = 4096;
+/// Bytes of a chunk of a data package.
+pub const DATA_CHUNK: usize = 64 * 1024;
+/// Bytes of an AEAD tag.
+pub const TAG: usize = 16;
