@@ -5,12 +5,21 @@
 //! its certificate chain and the role in that certificate were checked. The contract in CDDL (RFC 8610) is
 //! `docs/chipbound.cddl`.
 
+pub mod api;
 pub mod bounded;
+pub mod certificate;
+pub mod control;
+pub mod documents;
+pub mod enrolment;
 pub mod error;
 pub mod ids;
 pub mod limits;
+pub mod messages;
+pub mod random;
 pub mod signature;
+pub mod signed;
 pub mod suite;
 
 pub use error::{Code, Fault, Refusal, Result};
 pub use ids::{AccountId, Amount, Currency, Digest, Hex, KeyId, OrderId, ProgramId, Time};
+pub use random::{Random, SystemRandom};

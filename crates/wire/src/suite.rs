@@ -152,3 +152,19 @@ impl FromStr for Suite {
         Ok(Self { kem: kem.parse()?, aead: aead.parse()? })
     }
 }
+
+choices! {
+    /// What a certificate entitles its holder to. Every certificate names exactly one role, as its one extended key usage.
+    Role("role") {
+        /// The identity of a tamper-resistant processor.
+        Processor = 1, "processor";
+        /// The server's end of the second path.
+        ServerSecondPath = 2, "server-second-path";
+        /// The server's statements: confirmations, terms, seals, release tokens (the source's K's).
+        ServerStatement = 3, "server-statement";
+        /// The server's receipts.
+        ServerReceipt = 4, "server-receipt";
+        /// A vendor, who signs release manifests.
+        Vendor = 5, "vendor";
+    }
+}

@@ -1,0 +1,1 @@
+//! What the daemons ask of their machine.

@@ -1,0 +1,271 @@
+//! The JSON of the first path, under `/v1` (steps 1001, 1002, 1009). Documents travel in it as base64 (RFC 4648 §4) of the
+//! bytes that were signed. Errors are `application/problem+json` (RFC 9457) with the codes of [`crate::Code`].
+//!
+//! | method and path | who | body → answer |
+//! |---|---|---|
+//! | `POST /v1/sessions` | anybody | [`LogIn`] → [`Session`] |
+//! | `DELETE /v1/sessions` | logged in | → 204 |
+//! | `GET /v1/account` | logged in | → [`Account`] |
+//! | `GET /v1/programs` | logged in | → [`Catalogue`] |
+//! | `POST /v1/releases` | vendor | [`NewRelease`] → [`Upload`] |
+//! | `PUT /v1/releases/{upload}` | vendor | the plaintext → [`Published`] |
+//! | `POST /v1/orders` with `Idempotency-Key` | customer | [`NewOrder`] → [`Order`] |
+//! | `GET /v1/orders/{order}` | its owner | → [`Order`] |
+//! | `POST /v1/orders/{order}/agreement` | its owner | [`Agreement`] → [`Order`] |
+//! | `POST /v1/orders/{order}/tickets` | its owner | → [`Ticket`] |
+//! | `GET /v1/second-path` with `Upgrade: chipbound/1`, `Chipbound-Ticket` | its owner | → 101, then the second path |
+//! | `POST /v1/orders/{order}/acknowledgement` | its owner | [`Acknowledge`] → [`Settled`] |
+//! | `GET /v1/receipts` | logged in | → [`Receipts`] |
+//! | `POST /v1/redownloads` | the receipt's owner | [`Redownload`] → [`Order`] |
+
+use crate::error::{Code, Refusal, Result};
+use crate::ids::{AccountId, Amount, Digest, KeyId, OrderId, ProgramId, Time};
+use crate::suite::{Format, KeyMode};
+use serde::{Deserialize, Serialize};
+
+/// The value of the `Upgrade` header that opens the tunnel.
+pub const UPGRADE: &str = "chipbound/1";
+/// The header that names the ticket, in hexadecimal.
+pub const TICKET_HEADER: &str = "chipbound-ticket";
+/// The header that makes `POST /v1/orders` safe to repeat: 1 to 128 visible ASCII characters chosen by the client.
+pub const IDEMPOTENCY_HEADER: &str = "idempotency-key";
+/// The first bytes on a line of the second path's own, before the ticket's 32.
+pub const LINE_MAGIC: &[u8; 4] = b"cbl1";
+
+/// Signed bytes in JSON.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Base64(pub Vec<u8>);
+
+impl Serialize for Base64 {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        s.serialize_str(&data_encoding::BASE64.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Base64 {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        data_encoding::BASE64.decode(String::deserialize(d)?.as_bytes()).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A user's credentials.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogIn {
+    /// The user id.
+    pub user: String,
+    /// The password.
+    pub password: String,
+}
+
+/// A bearer token (RFC 6750).
+#[derive(Serialize, Deserialize)]
+pub struct Session {
+    /// The token. A secret.
+    pub token: String,
+    /// Until when it counts.
+    pub expires_at: Time,
+}
+
+/// What an account may do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AccountRole {
+    /// Buys.
+    Customer,
+    /// Publishes.
+    Vendor,
+}
+
+impl AccountRole {
+    /// The stable text form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Customer => "customer",
+            Self::Vendor => "vendor",
+        }
+    }
+}
+
+impl std::str::FromStr for AccountRole {
+    type Err = Refusal;
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Customer, Self::Vendor]
+            .into_iter()
+            .find(|r| r.as_str() == text)
+            .ok_or_else(|| Refusal::new(Code::Malformed, format!("{text:?} is neither customer nor vendor")))
+    }
+}
+
+/// An account as its owner sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Account {
+    /// Its id in documents.
+    pub account: AccountId,
+    /// The user id.
+    pub user: String,
+    /// What it may do.
+    pub role: AccountRole,
+    /// Its money, one entry for each currency.
+    pub balances: Vec<Balance>,
+}
+
+/// Money of one currency.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Balance {
+    /// Free to spend.
+    pub available: Amount,
+    /// Held for orders that are not settled.
+    pub held: Amount,
+}
+
+/// The newest release of each program.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Catalogue {
+    /// In the order of their ids.
+    pub programs: Vec<Release>,
+}
+
+/// One release.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Release {
+    /// The program.
+    pub program: ProgramId,
+    /// The version.
+    pub version: String,
+    /// Rises with each release.
+    pub sequence: u64,
+    /// What the plaintext is.
+    pub format: Format,
+    /// Bytes of the plaintext.
+    pub size: u64,
+    /// The price.
+    pub price: Amount,
+    /// Digest of the signed manifest.
+    pub manifest: Digest,
+    /// When it was published.
+    pub published_at: Time,
+}
+
+/// A vendor announces a release; the plaintext follows.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewRelease {
+    /// The signed manifest.
+    pub manifest: Base64,
+    /// The price.
+    pub price: Amount,
+}
+
+/// Where the plaintext goes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Upload {
+    /// `PUT` the plaintext to `/v1/releases/{upload}`.
+    pub upload: String,
+}
+
+/// Published.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Published {
+    /// The release.
+    pub release: Release,
+    /// Of how many bytes of the plaintext the package seals.
+    pub sealed_bytes: u64,
+}
+
+/// A customer orders a release for a processor.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewOrder {
+    /// A program id, or the part after its slash where only one vendor uses it.
+    pub program: String,
+    /// The version; the newest if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The identity key of the processor.
+    pub processor: KeyId,
+    /// The key mode; the server's policy if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_mode: Option<KeyMode>,
+}
+
+/// Where an order stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OrderState {
+    /// Offered, not agreed.
+    Confirmed,
+    /// Agreed; the price is held.
+    Authorised,
+    /// The price is captured; receipt and token are there.
+    Settled,
+    /// Ran out before it was settled; the hold was given back.
+    Expired,
+}
+
+/// An order.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// Its id.
+    pub order: OrderId,
+    /// Where it stands.
+    pub state: OrderState,
+    /// The signed confirmation.
+    pub confirmation: Base64,
+    /// The signed receipt, once settled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Base64>,
+}
+
+/// The customer's agreement to a confirmation, by the digest of its signed bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Agreement {
+    /// BLAKE3 of the signed confirmation.
+    pub confirmation: Digest,
+}
+
+/// The right to open one second path.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ticket {
+    /// One-use.
+    pub ticket: Digest,
+    /// Until when.
+    pub expires_at: Time,
+    /// `host:port` of the line of its own, where the server has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<String>,
+}
+
+/// Step 1008 on its way to the server.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Acknowledge {
+    /// The processor's signed acknowledgement.
+    pub acknowledgement: Base64,
+}
+
+/// Step 1009.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Settled {
+    /// The signed receipt: the same bytes on every repeat.
+    pub receipt: Base64,
+    /// The signed release token: the same bytes on every repeat.
+    pub token: Base64,
+}
+
+/// The account's receipts, newest first.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Receipts {
+    /// Signed receipts.
+    pub receipts: Vec<Base64>,
+}
+
+/// A receipt buys the same release for the same processor again (source \[60\]).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redownload {
+    /// The signed receipt.
+    pub receipt: Base64,
+}

@@ -1,0 +1,175 @@
+//! The processor's unix socket: what the client asks of it. Frames are four bytes of length (big endian) and one
+//! [`Request`] or [`Response`] in CBOR, at most [`MAX_CONTROL`] bytes; file descriptors travel beside the frame by
+//! SCM_RIGHTS, in the order that each request names.
+
+use crate::bounded::{Bytes, Text};
+use crate::certificate::Chain;
+use crate::ids::{Digest, KeyId, OrderId, Time};
+pub use crate::limits::MAX_CONTROL;
+use crate::limits::{MAX_DOCUMENT, MAX_NAME, MAX_TEXT};
+use crate::messages::Abort;
+use crate::suite::Class;
+use minicbor::{Decode, Encode};
+
+/// What a client asks. One connection carries one conversation.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum Request {
+    /// Who are you? Answered with [`Response::Description`].
+    #[n(0)]
+    Describe,
+    /// Enroll at the authority with a voucher. Only root or the processor's own uid may. Answered with a description.
+    #[n(1)]
+    Enroll {
+        /// `https://host:port` of the authority.
+        #[n(0)]
+        authority: Text<MAX_TEXT>,
+        /// The voucher's text.
+        #[n(1)]
+        voucher: Text<MAX_NAME>,
+    },
+    /// Receive a delivery (steps 1003-1008). In tunnel mode one descriptor comes along: a stream socket whose other end the
+    /// client relays to the server. Answered with any number of [`Response::Progress`] and one [`Response::Received`].
+    #[n(2)]
+    Receive {
+        /// The signed order confirmation that the client agreed to.
+        #[n(0)]
+        confirmation: Bytes<MAX_DOCUMENT>,
+        /// How to reach the server.
+        #[n(1)]
+        line: Line,
+    },
+    /// The release token (step 1010), on the connection that received. Answered with [`Response::Released`] and one
+    /// descriptor: the complete package, open for reading (step 1011).
+    #[n(3)]
+    Release {
+        /// The signed release token.
+        #[n(0)]
+        token: Bytes<MAX_DOCUMENT>,
+    },
+    /// The package is on the client's disk; the spool may go. Answered with [`Response::Done`].
+    #[n(4)]
+    Taken,
+    /// Attach to this process, which will exec the package. A descriptor of the package, open for reading, comes along where
+    /// the client may read it. Answered with [`Response::Ready`]; then the client execs.
+    #[n(5)]
+    Run {
+        /// The package's path, to open it where no descriptor came; never trusted as its identity.
+        #[n(0)]
+        path: Bytes<4096>,
+    },
+    /// Open a data package. Two descriptors come along: the package for reading, the output for writing. Answered with
+    /// progress and [`Response::Opened`].
+    #[n(6)]
+    Open,
+    /// Is this package whole, and can it be opened here? One descriptor: the package. Answered with [`Response::Inspected`].
+    #[n(7)]
+    Inspect,
+}
+
+/// How the second path reaches the server (source \[31\]).
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum Line {
+    /// Through the client, over the descriptor that came along.
+    #[n(0)]
+    Tunnel,
+    /// On a line of its own: the processor dials and shows the ticket.
+    #[n(1)]
+    Own {
+        /// `host:port`.
+        #[n(0)]
+        address: Text<MAX_NAME>,
+        /// One-use, 32 bytes.
+        #[n(1)]
+        ticket: Digest,
+    },
+}
+
+/// What the processor answers.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum Response {
+    /// Who the processor is.
+    #[n(0)]
+    Description {
+        /// The id of its identity key.
+        #[n(0)]
+        processor: KeyId,
+        /// The class of its key store.
+        #[n(1)]
+        class: Class,
+        /// Its certificate chain; empty before enrolment.
+        #[n(2)]
+        chain: Chain,
+        /// The last second of its certificate's validity.
+        #[n(3)]
+        valid_until: Option<Time>,
+        /// The daemon's process id, for the client to name as its tracer where Yama asks for one.
+        #[n(4)]
+        pid: u32,
+        /// The root certificate that it trusts; empty before enrolment.
+        #[n(5)]
+        root: Bytes<{ crate::limits::MAX_CERTIFICATE }>,
+    },
+    /// So far.
+    #[n(1)]
+    Progress {
+        /// Bytes done.
+        #[n(0)]
+        done: u64,
+        /// Bytes in all.
+        #[n(1)]
+        total: u64,
+    },
+    /// Received, opened and compared: the signed acknowledgement (step 1008).
+    #[n(2)]
+    Received {
+        /// The signed acknowledgement.
+        #[n(0)]
+        acknowledgement: Bytes<MAX_DOCUMENT>,
+        /// Bytes of the body.
+        #[n(1)]
+        body_size: u64,
+        /// The suite and key mode, for people.
+        #[n(2)]
+        chosen: Text<MAX_NAME>,
+    },
+    /// The token was verified; the package comes along as a descriptor.
+    #[n(3)]
+    Released {
+        /// Bytes of the whole package.
+        #[n(0)]
+        size: u64,
+        /// The order, so that the client can name its spool.
+        #[n(1)]
+        order: OrderId,
+    },
+    /// The spool is gone.
+    #[n(4)]
+    Done,
+    /// Attached, the package is verified and opened: exec now.
+    #[n(5)]
+    Ready,
+    /// Opened to the output.
+    #[n(6)]
+    Opened {
+        /// Bytes written.
+        #[n(0)]
+        size: u64,
+    },
+    /// The package is whole and can be opened here.
+    #[n(7)]
+    Inspected {
+        /// Digest of the vendor's signed manifest.
+        #[n(0)]
+        manifest: Digest,
+        /// Program and version, for people.
+        #[n(1)]
+        title: Text<MAX_TEXT>,
+    },
+    /// Refused.
+    #[n(8)]
+    Refused {
+        /// Why.
+        #[n(0)]
+        abort: Abort,
+    },
+}
