@@ -1,0 +1,276 @@
+//! At the exec stop: the process is examined, gets its program and goes on, or is turned away.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat};
+use rustix::mm::ProtFlags;
+use rustix::process::Pid;
+
+use crate::error::{LoadError, system};
+use crate::handover::{Listener, SCRATCH, received};
+use crate::image::{Image, Part};
+use crate::inject::{CallError, Injector, Memory};
+use crate::layout::{Auxiliary, Expected};
+use crate::sys::arch::Registers;
+use crate::trace::{Traced, open_exe};
+
+/// The exit code of a process whose program was not started, as shells use it for "found but not executable".
+pub const NOT_STARTED: i32 = 126;
+/// The longest message that [`AtExec::refuse`] prints, bytes; the rest is cut off.
+pub const MAX_MESSAGE: usize = 1024;
+
+/// Which file a process executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Device of the file system.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Length, bytes.
+    pub size: u64,
+    /// Last change of the contents: seconds and nanoseconds since 1970.
+    pub modified: (i64, i64),
+    /// Last change of the inode: seconds and nanoseconds since 1970.
+    pub changed: (i64, i64),
+}
+
+impl From<Stat> for Identity {
+    fn from(stat: Stat) -> Self {
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size.cast_unsigned(),
+            modified: (stat.st_mtime, stat.st_mtime_nsec.cast_signed()),
+            changed: (stat.st_ctime, stat.st_ctime_nsec.cast_signed()),
+        }
+    }
+}
+
+impl Identity {
+    /// The identity of an open file, to be compared with [`AtExec::exe_identity`].
+    ///
+    /// # Errors
+    /// Whatever fstat(2) says.
+    pub fn of(file: impl AsFd) -> io::Result<Self> {
+        Ok(fstat(file)?.into())
+    }
+}
+
+/// A program that runs by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Started {
+    /// The process.
+    pub pid: Pid,
+    /// From the exec stop to the end of the tracing.
+    pub stopped: Duration,
+}
+
+/// A process at the exit of its execve, before the first instruction of the program or its dynamic linker.
+///
+/// Dropped here, the process dies: a program is started whole or not at all.
+#[derive(Debug)]
+pub struct AtExec {
+    traced: Traced,
+    memory: Memory,
+    registers: Registers,
+    injector: Option<Injector>,
+    since: Instant,
+}
+
+impl AtExec {
+    pub(crate) fn new(traced: Traced, since: Instant) -> Result<Self, LoadError> {
+        let registers = Registers::of(traced.pid()).map_err(system("the registers of the process cannot be read"))?;
+        let memory = Memory::open(&traced);
+        Ok(Self { traced, memory, registers, injector: None, since })
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.traced.pid()
+    }
+
+    /// Opens the file that the process executes, whatever its path says by now.
+    ///
+    /// # Errors
+    /// `PermissionDenied` if this side may not read it.
+    pub fn exe(&self) -> io::Result<File> {
+        open_exe(&self.traced)
+    }
+
+    /// Which file the process executes; needs no right to read it.
+    ///
+    /// # Errors
+    /// [`LoadError::System`] if the kernel does not tell.
+    pub fn exe_identity(&self) -> Result<Identity, LoadError> {
+        self.exe_stat().map(Into::into)
+    }
+
+    /// Makes the process the verified program and lets it go: the sequence of the crate's documentation, from step 4 on. Whether
+    /// [`exe_identity`](Self::exe_identity) is the verified package the caller has compared before.
+    ///
+    /// # Errors
+    /// On every error the process has printed the reason to its standard error and has ended with [`NOT_STARTED`], or was killed
+    /// if it could not even do that; not one byte of the program has run.
+    pub fn complete(mut self, image: &Image) -> Result<Started, LoadError> {
+        match self.start(image) {
+            Ok(()) => Ok(Started { pid: self.pid(), stopped: self.since.elapsed() }),
+            Err(error) => {
+                self.turn_away(&format!("chipbound: {error}\n"), NOT_STARTED);
+                Err(error)
+            }
+        }
+    }
+
+    /// Prints a message to the standard error of the process and ends it with an exit code of 0 to 255; its parent gets that code.
+    ///
+    /// # Errors
+    /// [`LoadError::Injection`] if the process could not be brought to say so and was killed instead.
+    pub fn refuse(mut self, message: &str, code: i32) -> Result<(), LoadError> {
+        if self.turn_away(message, code) {
+            return Ok(());
+        }
+        Err(LoadError::Injection { call: "exit_group", detail: "the process was killed instead".into() })
+    }
+
+    fn exe_stat(&self) -> Result<Stat, LoadError> {
+        let fd = openat(CWD, self.traced.proc_path("exe"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(system("the file of the process cannot be found"))?;
+        fstat(&fd).map_err(system("the file of the process cannot be examined"))
+    }
+
+    fn maps(&self) -> Result<String, LoadError> {
+        std::fs::read_to_string(self.traced.proc_path("maps")).map_err(system("the mappings of the process cannot be read"))
+    }
+
+    fn start(&mut self, image: &Image) -> Result<(), LoadError> {
+        // 4. The process is what the verified program's headers say.
+        let maps = self.maps()?;
+        let bias = self.check(image, &maps)?;
+
+        // 5. Its signals wait; what it will need to receive lies below its stack.
+        let listener = Listener::bind()?;
+        let injector = Injector::begin(&self.traced, &self.memory, &maps, self.registers)?;
+        let at = injector.scratch(SCRATCH);
+        self.injector = Some(injector);
+        let mut below = [0; SCRATCH];
+        self.memory.read(at, &mut below)?;
+        self.memory.write(at, &listener.scratch(at))?;
+
+        // 6. From here on nobody else of its user reads it.
+        self.call("prctl", libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, 0, 0, 0, 0, 0])?;
+
+        // 7. It fetches its memory file itself.
+        let (socket, file) = self.receive(&listener, at, image)?;
+
+        // 8. Every segment is mapped over.
+        for part in image.parts() {
+            self.map(part, bias, file)?;
+        }
+        self.close(socket, file)?;
+
+        // 9. Everything is as it was, and it goes.
+        self.memory.write(at, &below)?;
+        let injector = self.injector.take().expect("made in step 5");
+        injector.finish(&mut self.traced)
+    }
+
+    fn check(&self, image: &Image, maps: &str) -> Result<u64, LoadError> {
+        let auxiliary = Auxiliary::read(&self.memory, self.registers.stack())?;
+        let expected =
+            Expected { program: image.program(), exe: self.exe_stat()?, entry: self.registers.instruction(), auxiliary: &auxiliary, maps };
+        expected.check(|| self.exe().ok())
+    }
+
+    /// Connects the process, hands the memory file over and returns the process's descriptors of socket and file.
+    fn receive(&mut self, listener: &Listener, at: u64, image: &Image) -> Result<(u64, u64), LoadError> {
+        let kind = (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
+        let socket = self.try_call(libc::SYS_socket, [libc::AF_UNIX as u64, kind, 0, 0, 0, 0]).map_err(out_of_reach("socket"))?;
+        let (address, length) = listener.address(at);
+        self.try_call(libc::SYS_connect, [socket, address, length, 0, 0, 0]).map_err(out_of_reach("connect"))?;
+        let connection = listener.hand_over(self.traced.pid(), image.descriptor())?;
+        let flags = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
+        self.call("recvmsg", libc::SYS_recvmsg, [socket, Listener::message(at), flags, 0, 0, 0])?;
+        drop(connection);
+        let mut area = [0; SCRATCH];
+        self.memory.read(at, &mut area)?;
+        let file = received(&area).ok_or(LoadError::TooFewDescriptors)?;
+        Ok((socket, u64::from(file)))
+    }
+
+    fn map(&mut self, part: &Part, bias: u64, file: u64) -> Result<(), LoadError> {
+        let address = bias + part.address;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED) as u64;
+        let protection = u64::from(part.protection.bits());
+        let mapped = self.call("mmap", libc::SYS_mmap, [address, part.length, protection, flags, file, part.at])?;
+        if mapped != address {
+            return Err(LoadError::Injection { call: "mmap", detail: "a segment came to lie elsewhere".into() });
+        }
+        if part.protection.contains(ProtFlags::EXEC) {
+            self.call("madvise", libc::SYS_madvise, [address, part.length, libc::MADV_DONTDUMP as u64, 0, 0, 0])?;
+        }
+        Ok(())
+    }
+
+    /// Closes both descriptors, with one call where they are neighbours and the kernel is of 5.9 or later.
+    fn close(&mut self, socket: u64, file: u64) -> Result<(), LoadError> {
+        let at_once = file == socket + 1 && self.try_call(libc::SYS_close_range, [socket, file, 0, 0, 0, 0]).is_ok();
+        if !at_once {
+            self.call("close", libc::SYS_close, [socket, 0, 0, 0, 0, 0])?;
+            self.call("close", libc::SYS_close, [file, 0, 0, 0, 0, 0])?;
+        }
+        Ok(())
+    }
+
+    fn call(&mut self, name: &'static str, number: i64, arguments: [u64; 6]) -> Result<u64, LoadError> {
+        self.try_call(number, arguments).map_err(|error| error.of(name))
+    }
+
+    fn try_call(&mut self, number: i64, arguments: [u64; 6]) -> Result<u64, CallError> {
+        let injector = self.injector.as_mut().expect("calls are made only after step 5");
+        injector.call(&mut self.traced, number, arguments)
+    }
+
+    /// Whether the process said so and ended by itself; else it is killed.
+    fn turn_away(&mut self, message: &str, code: i32) -> bool {
+        let ended = self.traced.is_stopped()
+            && matches!(self.say_and_exit(message, code), Err(LoadError::ClientEnded { status }) if status == code);
+        if !ended {
+            self.traced.kill();
+        }
+        ended
+    }
+
+    /// Never returns `Ok`: the last call ends the process.
+    fn say_and_exit(&mut self, message: &str, code: i32) -> Result<(), LoadError> {
+        if self.injector.is_none() {
+            let maps = self.maps()?;
+            self.injector = Some(Injector::begin(&self.traced, &self.memory, &maps, self.registers)?);
+        }
+        let text = &message.as_bytes()[..message.len().min(MAX_MESSAGE)];
+        let at = self.injector.as_ref().expect("made above").scratch(MAX_MESSAGE);
+        if self.memory.write(at, text).is_ok() {
+            // A closed or full standard error does not keep the process from ending.
+            match self.try_call(libc::SYS_write, [libc::STDERR_FILENO as u64, at, text.len() as u64, 0, 0, 0]) {
+                Ok(_) | Err(CallError::Refused(_)) => {}
+                Err(CallError::Lost(error)) => return Err(error),
+            }
+        }
+        self.call("exit_group", libc::SYS_exit_group, [u64::from(code.cast_unsigned()), 0, 0, 0, 0, 0]).map(drop)
+    }
+}
+
+/// What it means when the process gets no connection to this side.
+fn out_of_reach(call: &'static str) -> impl FnOnce(CallError) -> LoadError {
+    move |error| match error {
+        CallError::Refused(error) => match error.raw_os_error() {
+            Some(libc::EMFILE) => LoadError::TooFewDescriptors,
+            Some(libc::ECONNREFUSED | libc::EPERM | libc::EACCES | libc::ENOENT) => LoadError::OutOfReach(error),
+            _ => LoadError::Injection { call, detail: error.to_string() },
+        },
+        lost @ CallError::Lost(_) => lost.of(call),
+    }
+}

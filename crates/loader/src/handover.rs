@@ -1,0 +1,111 @@
+//! The way of the memory file into the process: a connection that the process itself opens after it has become non-dumpable.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind,
+    getsockname, listen, sendmsg, socket_with,
+};
+use rustix::process::Pid;
+
+use crate::error::{LoadError, system};
+
+/// How many strangers may queue before the process.
+const BACKLOG: i32 = 64;
+
+// The scratch area, offsets in bytes: a sockaddr_un, a msghdr (56), its iovec (16) and byte, its control buffer (24).
+const ADDRESS: usize = 0;
+const MESSAGE: usize = 112;
+const VECTOR: usize = 168;
+const BYTE: usize = 184;
+const CONTROL: usize = 192;
+/// Size of the scratch area, bytes.
+pub(crate) const SCRATCH: usize = 216;
+/// `CMSG_SPACE` and `CMSG_LEN` of one descriptor.
+const CONTROL_SPACE: u64 = 24;
+const CONTROL_LEN: u64 = 20;
+/// Offset of `msg_flags` in a msghdr.
+const MESSAGE_FLAGS: usize = MESSAGE + 48;
+
+/// A socket of this start alone, under an abstract name that the kernel chose.
+pub(crate) struct Listener {
+    socket: OwnedFd,
+    name: Vec<u8>,
+}
+
+impl Listener {
+    pub(crate) fn bind() -> Result<Self, LoadError> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(system("no socket for the start"))?;
+        bind(&socket, &SocketAddrUnix::new_unnamed()).map_err(system("no name for the socket of the start"))?;
+        listen(&socket, BACKLOG).map_err(system("the socket of the start does not listen"))?;
+        let address = getsockname(&socket).map_err(system("the socket of the start has no name"))?;
+        let address = SocketAddrUnix::try_from(address).map_err(system("the socket of the start has no name"))?;
+        let name = address.abstract_name().unwrap_or_default().to_vec();
+        Ok(Self { socket, name })
+    }
+
+    /// What the process needs in its memory, to lie at `at`: see the offsets above.
+    pub(crate) fn scratch(&self, at: u64) -> [u8; SCRATCH] {
+        let mut area = [0; SCRATCH];
+        let mut put = |offset: usize, bytes: &[u8]| area[offset..offset + bytes.len()].copy_from_slice(bytes);
+        put(ADDRESS, &(libc::AF_UNIX as u16).to_ne_bytes());
+        put(ADDRESS + 3, &self.name);
+        put(MESSAGE + 16, &(at + VECTOR as u64).to_ne_bytes());
+        put(MESSAGE + 24, &1_u64.to_ne_bytes());
+        put(MESSAGE + 32, &(at + CONTROL as u64).to_ne_bytes());
+        put(MESSAGE + 40, &CONTROL_SPACE.to_ne_bytes());
+        put(VECTOR, &(at + BYTE as u64).to_ne_bytes());
+        put(VECTOR + 8, &1_u64.to_ne_bytes());
+        area
+    }
+
+    /// Address and length of the socket's name in the scratch area at `at`.
+    pub(crate) fn address(&self, at: u64) -> (u64, u64) {
+        (at + ADDRESS as u64, 3 + self.name.len() as u64)
+    }
+
+    /// Address of the message header in the scratch area at `at`.
+    pub(crate) fn message(at: u64) -> u64 {
+        at + MESSAGE as u64
+    }
+
+    /// Takes the connection of this very process out of the queue, hands the file over on it and returns it. The process must have
+    /// connected already.
+    pub(crate) fn hand_over(&self, process: Pid, file: BorrowedFd<'_>) -> Result<OwnedFd, LoadError> {
+        loop {
+            let connection = match accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(connection) => connection,
+                Err(Errno::INTR | Errno::CONNABORTED) => continue,
+                Err(errno) => return Err(LoadError::System { what: "the process did not connect", source: errno.into() }),
+            };
+            let peer = socket_peercred(&connection).map_err(system("the peer of the start is unknown"))?;
+            if peer.pid == process {
+                send(connection.as_fd(), file).map_err(system("the memory file cannot be handed over"))?;
+                return Ok(connection);
+            }
+        }
+    }
+}
+
+fn send(connection: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<()> {
+    let files = [file];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&files));
+    sendmsg(connection, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// The descriptor that the kernel wrote into the scratch area, unless it was dropped for want of room in the process's table.
+pub(crate) fn received(area: &[u8; SCRATCH]) -> Option<u32> {
+    let word = |offset: usize| u32::from_ne_bytes(area[offset..offset + 4].try_into().expect("four bytes"));
+    let long = u64::from_ne_bytes(area[CONTROL..CONTROL + 8].try_into().expect("eight bytes"));
+    let whole = word(MESSAGE_FLAGS) & libc::MSG_CTRUNC as u32 == 0 && long == CONTROL_LEN;
+    let kind = word(CONTROL + 8) == libc::SOL_SOCKET as u32 && word(CONTROL + 12) == libc::SCM_RIGHTS as u32;
+    (whole && kind).then(|| word(CONTROL + 16))
+}

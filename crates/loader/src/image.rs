@@ -1,0 +1,157 @@
+//! The memory image of one program: all its segments as they were before encryption, in a sealed memfd.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::mm::ProtFlags;
+use zeroize::Zeroizing;
+
+use crate::elf::{PAGE, Program, Segment, page_floor};
+use crate::error::{LoadError, system};
+
+/// How many bytes are taken from the source at once; with the headers all that a build holds outside the memfd.
+pub const STEP: usize = 256 * 1024;
+
+/// Gives the bytes of the original program, already verified; the loader never sees a key.
+pub trait PageSource {
+    /// The length of the original program, bytes.
+    fn len(&self) -> u64;
+
+    /// Whether there are no bytes at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fills `buf` with the bytes from `offset` on. The loader asks in ascending order, at most [`STEP`] bytes at once, and only
+    /// for what lies below [`len`](Self::len).
+    ///
+    /// # Errors
+    /// Anything that keeps the source from giving verified bytes; the build stops with [`LoadError::Source`].
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+}
+
+/// The memory image of one program, made once per build and shared by all its processes.
+///
+/// It holds, page for page, what the kernel would have mapped of the original file: every `PT_LOAD` with the bytes of the file
+/// around it up to the page borders, and zeros where the segment goes on beyond its part of the file. The memfd is sealed against
+/// writing and against any change of size, so that no process it is handed to can change what the next one gets.
+pub struct Image {
+    memory: File,
+    bytes: u64,
+    program: Program,
+    parts: Vec<Part>,
+}
+
+/// The pages of one segment inside the memfd.
+#[derive(Debug)]
+pub(crate) struct Part {
+    /// First address, before the load bias.
+    pub(crate) address: u64,
+    pub(crate) length: u64,
+    /// Where it lies in the memfd.
+    pub(crate) at: u64,
+    pub(crate) protection: ProtFlags,
+}
+
+impl Image {
+    /// Reads every segment of the program into a memfd of its own and seals it. Takes [`STEP`] bytes of ordinary memory.
+    ///
+    /// # Errors
+    /// [`LoadError::Unsupported`] if the program is not one the loader follows, [`LoadError::Source`] if the source fails,
+    /// [`LoadError::System`] if the kernel gives no memory file.
+    pub fn build(source: &dyn PageSource) -> Result<Self, LoadError> {
+        let program = Program::parse(source.len(), &|offset, buf| source.read_at(offset, buf))?;
+        let memory = create_memory()?;
+        let mut parts = Vec::with_capacity(program.segments.len());
+        let mut bytes = 0;
+        for segment in program.segments.iter().filter(|s| s.in_file > 0) {
+            let length = segment.file_end() - segment.start();
+            parts.push(Part { address: segment.start(), length, at: bytes, protection: protection(segment) });
+            bytes += length;
+        }
+        ftruncate(&memory, bytes).map_err(system("the memory file cannot be given its size"))?;
+        let filled = program.segments.iter().filter(|s| s.in_file > 0).zip(&parts);
+        let mut buf = Zeroizing::new(vec![0; STEP]);
+        for (segment, part) in filled {
+            fill(&memory, source, segment, part, &mut buf)?;
+        }
+        seal(&memory)?;
+        Ok(Self { memory, bytes, program, parts })
+    }
+
+    /// The size of the memory file, bytes: the program's own memory, shared by all its processes.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The dynamic linker that the program names, if it names one.
+    #[must_use]
+    pub fn interpreter(&self) -> Option<&Path> {
+        self.program.interpreter.as_deref()
+    }
+
+    pub(crate) fn program(&self) -> &Program {
+        &self.program
+    }
+
+    pub(crate) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.memory.as_fd()
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image").field("bytes", &self.bytes).field("interpreter", &self.interpreter()).finish_non_exhaustive()
+    }
+}
+
+/// `MFD_NOEXEC_SEAL` keeps the file itself from being executed (mapping it stays possible) and is what `vm.memfd_noexec` may
+/// demand; kernels before 6.3 do not know it.
+fn create_memory() -> Result<File, LoadError> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = match memfd_create("chipbound", flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(rustix::io::Errno::INVAL) => memfd_create("chipbound", flags),
+        other => other,
+    };
+    fd.map(File::from).map_err(system("the kernel gives no memory file (memfd_create)"))
+}
+
+fn protection(segment: &Segment) -> ProtFlags {
+    let mut protection = ProtFlags::empty();
+    protection.set(ProtFlags::READ, segment.read);
+    protection.set(ProtFlags::WRITE, segment.write);
+    protection.set(ProtFlags::EXEC, segment.execute);
+    protection
+}
+
+/// Copies the pages of one segment. What the file has no bytes for, and what lies behind a segment that goes on in memory, stays
+/// zero.
+fn fill(memory: &File, source: &dyn PageSource, segment: &Segment, part: &Part, buf: &mut [u8]) -> Result<(), LoadError> {
+    let begin = page_floor(segment.offset);
+    let file_end = segment.offset + segment.in_file;
+    let end = if segment.in_memory > segment.in_file { file_end } else { file_end.next_multiple_of(PAGE).min(source.len()) };
+    let mut offset = begin;
+    while offset < end {
+        let step = buf.len().min(usize::try_from(end - offset).unwrap_or(usize::MAX));
+        source.read_at(offset, &mut buf[..step]).map_err(LoadError::Source)?;
+        memory.write_all_at(&buf[..step], part.at + (offset - begin)).map_err(system("the memory file cannot be filled"))?;
+        offset += step as u64;
+    }
+    Ok(())
+}
+
+/// `F_SEAL_FUTURE_WRITE` is contained in `F_SEAL_WRITE`, which holds here because nobody ever maps the file for writing.
+fn seal(memory: &File) -> Result<(), LoadError> {
+    let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    fcntl_add_seals(memory, seals).map_err(system("the memory file cannot be sealed"))
+}

@@ -1,0 +1,276 @@
+//! What a process looks like at its exec stop, and what it must look like.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, Stat, fstat, major, minor, open};
+
+use crate::elf::{Program, page_floor};
+use crate::error::{LoadError, system};
+use crate::inject::Memory;
+use crate::sys::listed_as;
+
+/// How far the strings, pointers and auxiliary entries of a fresh stack can reach, bytes: ARG_MAX is at most 6 MiB.
+const MAX_STACK: u64 = 8 << 20;
+/// How much of the stack is read at once, bytes.
+const STACK_STEP: usize = 4096;
+/// The most auxiliary entries; kernels write about twenty.
+const MAX_AUXILIARY: usize = 64;
+/// The longest maps file of a process that has not run yet, bytes.
+const MAX_MAPS: usize = 64 * 1024;
+/// What the kernel itself puts into every process.
+const KERNELS_OWN: &[&str] = &["[stack]", "[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"];
+
+/// The auxiliary vector that the kernel left on the stack (System V ABI, figure 3.9).
+#[derive(Debug, Default)]
+pub(crate) struct Auxiliary {
+    entries: Vec<(u64, u64)>,
+}
+
+impl Auxiliary {
+    /// Reads it from behind the arguments and the environment, both of which end with a null pointer.
+    pub(crate) fn read(memory: &Memory, stack: u64) -> Result<Self, LoadError> {
+        let mut words = Words { memory, next: stack, end: stack.saturating_add(MAX_STACK), buf: Vec::new(), at: 0 };
+        let arguments = words.take()?;
+        for _ in 0..=arguments {
+            words.take()?;
+        }
+        while words.take()? != 0 {}
+        let mut entries = Vec::new();
+        while entries.len() < MAX_AUXILIARY {
+            match (words.take()?, words.take()?) {
+                (libc::AT_NULL, _) => return Ok(Self { entries }),
+                entry => entries.push(entry),
+            }
+        }
+        Err(mismatch("its auxiliary vector has no end"))
+    }
+
+    /// The value of an entry; the kernel leaves none out that is asked for here, so absent is 0.
+    pub(crate) fn get(&self, kind: u64) -> u64 {
+        self.entries.iter().find(|(key, _)| *key == kind).map_or(0, |(_, value)| *value)
+    }
+}
+
+/// Reads a stack upwards, word by word, at most [`MAX_STACK`] bytes.
+struct Words<'a> {
+    memory: &'a Memory,
+    next: u64,
+    end: u64,
+    buf: Vec<u8>,
+    at: usize,
+}
+
+impl Words<'_> {
+    fn take(&mut self) -> Result<u64, LoadError> {
+        if self.at == self.buf.len() {
+            self.refill()?;
+        }
+        let word = self.buf[self.at..self.at + 8].try_into().expect("refill reads whole words");
+        self.at += 8;
+        Ok(u64::from_le_bytes(word))
+    }
+
+    /// Reads up to the next page border, for the stack ends at one.
+    fn refill(&mut self) -> Result<(), LoadError> {
+        let step = STACK_STEP - (self.next % STACK_STEP as u64) as usize;
+        if !self.next.is_multiple_of(8) {
+            return Err(mismatch("its stack pointer is odd"));
+        }
+        if self.next >= self.end {
+            return Err(mismatch("its stack has no end"));
+        }
+        self.buf.resize(step, 0);
+        self.memory.read(self.next, &mut self.buf)?;
+        self.next += step as u64;
+        self.at = 0;
+        Ok(())
+    }
+}
+
+/// One mapping, as /proc/PID/maps lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mapping {
+    start: u64,
+    end: u64,
+    permissions: String,
+    offset: u64,
+    /// Device and inode as the kernel writes them; empty for anonymous memory.
+    file: String,
+}
+
+/// Compares a process at its exec stop with what the verified program must look like there, and returns its load bias.
+pub(crate) struct Expected<'a> {
+    pub(crate) program: &'a Program,
+    /// `/proc/PID/exe`, opened without reading rights.
+    pub(crate) exe: Stat,
+    pub(crate) entry: u64,
+    pub(crate) auxiliary: &'a Auxiliary,
+    pub(crate) maps: &'a str,
+}
+
+impl Expected<'_> {
+    /// # Errors
+    /// [`LoadError::ProcessMismatch`] names the first difference, [`LoadError::Privileged`] a program with more rights than its
+    /// caller, [`LoadError::Unsupported`] an interpreter that cannot be read.
+    pub(crate) fn check(&self, exe_file: impl FnOnce() -> Option<File>) -> Result<u64, LoadError> {
+        if self.auxiliary.get(libc::AT_SECURE) != 0 {
+            return Err(LoadError::Privileged);
+        }
+        let bias = self.bias()?;
+        let actual = parse(self.maps)?;
+        let mut expected = mappings(self.program, bias, &file_columns(&self.exe), true);
+        if !contained(&expected, &actual) {
+            let listed = exe_file().and_then(|file| listed_as(file.as_fd()).ok());
+            expected = mappings(self.program, bias, &listed.unwrap_or_else(|| file_columns(&self.exe)), true);
+        }
+        let base = self.auxiliary.get(libc::AT_BASE);
+        match &self.program.interpreter {
+            Some(path) => {
+                let interpreter = Interpreter::open(path)?;
+                if self.entry != base.wrapping_add(interpreter.program.entry) {
+                    return Err(mismatch("it does not begin in its interpreter"));
+                }
+                expected.extend(interpreter.mappings(base, &actual));
+            }
+            None if base != 0 => return Err(mismatch("it has an interpreter that the program does not name")),
+            None if self.entry != bias.wrapping_add(self.program.entry) => return Err(mismatch("it does not begin at its entry point")),
+            None => {}
+        }
+        compare(expected, actual)?;
+        Ok(bias)
+    }
+
+    fn bias(&self) -> Result<u64, LoadError> {
+        let bias = self.auxiliary.get(libc::AT_ENTRY).wrapping_sub(self.program.entry);
+        let allowed = if self.program.movable { page_floor(bias) == bias && bias < 1 << 47 } else { bias == 0 };
+        if !allowed {
+            return Err(mismatch("its entry point is another one"));
+        }
+        if self.auxiliary.get(libc::AT_PHDR) != bias + self.program.headers
+            || self.auxiliary.get(libc::AT_PHNUM) != u64::from(self.program.header_count)
+        {
+            return Err(mismatch("its program headers are others"));
+        }
+        Ok(bias)
+    }
+}
+
+/// The dynamic linker as this side finds it by the path in the verified program.
+struct Interpreter {
+    file: File,
+    stat: Stat,
+    program: Program,
+}
+
+impl Interpreter {
+    fn open(path: &Path) -> Result<Self, LoadError> {
+        let fd = open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
+            .map_err(system("the interpreter of the program cannot be opened"))?;
+        let stat = fstat(&fd).map_err(system("the interpreter of the program cannot be examined"))?;
+        let file = File::from(fd);
+        let len = u64::try_from(stat.st_size).unwrap_or(0);
+        let program = Program::parse(len, &|offset, buf| file.read_exact_at(buf, offset))?;
+        if !program.movable || program.interpreter.is_some() {
+            return Err(LoadError::Unsupported("its interpreter is not a dynamic linker".into()));
+        }
+        Ok(Self { file, stat, program })
+    }
+
+    fn mappings(&self, base: u64, actual: &[Mapping]) -> Vec<Mapping> {
+        let expected = mappings(&self.program, base, &file_columns(&self.stat), false);
+        if contained(&expected, actual) {
+            return expected;
+        }
+        let listed = listed_as(self.file.as_fd()).unwrap_or_else(|_| file_columns(&self.stat));
+        mappings(&self.program, base, &listed, false)
+    }
+}
+
+/// What the kernel maps of a file (`elf_map`, `set_brk`). In a package no segment is executable.
+fn mappings(program: &Program, bias: u64, file: &str, sealed: bool) -> Vec<Mapping> {
+    let mut mappings = Vec::new();
+    for segment in &program.segments {
+        let letter = |set: bool, letter: char| if set { letter } else { '-' };
+        let permissions: String =
+            [letter(segment.read, 'r'), letter(segment.write, 'w'), letter(segment.execute && !sealed, 'x'), 'p'].iter().collect();
+        let (start, middle, end) = (bias + segment.start(), bias + segment.file_end(), bias + segment.end());
+        if middle > start {
+            mappings.push(Mapping { start, end: middle, permissions, offset: page_floor(segment.offset), file: file.into() });
+        }
+        if end > middle {
+            mappings.push(Mapping { start: middle, end, permissions: "rw-p".into(), offset: 0, file: String::new() });
+        }
+    }
+    mappings
+}
+
+fn contained(expected: &[Mapping], actual: &[Mapping]) -> bool {
+    expected.iter().filter(|e| !e.file.is_empty()).all(|e| actual.iter().any(|a| a.file == e.file))
+}
+
+fn compare(mut expected: Vec<Mapping>, mut actual: Vec<Mapping>) -> Result<(), LoadError> {
+    merge(&mut expected);
+    merge(&mut actual);
+    let differs = actual.iter().find(|a| !expected.contains(a)).or_else(|| expected.iter().find(|e| !actual.contains(e)));
+    match differs {
+        None => Ok(()),
+        Some(mapping) => Err(mismatch(&format!(
+            "its memory from {:x} to {:x} ({}) is not what the program's headers say",
+            mapping.start, mapping.end, mapping.permissions
+        ))),
+    }
+}
+
+/// Joins neighbours as the kernel does, so that both lists are cut alike.
+fn merge(mappings: &mut Vec<Mapping>) {
+    mappings.sort_by_key(|m| m.start);
+    mappings.dedup_by(|next, last| {
+        let follows = next.start == last.end && next.permissions == last.permissions && next.file == last.file;
+        let joined = follows && (next.file.is_empty() || next.offset == last.offset + (last.end - last.start));
+        if joined {
+            last.end = next.end;
+        }
+        joined
+    });
+}
+
+fn parse(maps: &str) -> Result<Vec<Mapping>, LoadError> {
+    if maps.len() > MAX_MAPS {
+        return Err(mismatch("it has too many mappings"));
+    }
+    let parsed = maps.lines().map(|line| parse_line(line).ok_or_else(|| mismatch("its maps are unreadable")));
+    let own = |m: &Result<Option<Mapping>, LoadError>| !matches!(m, Ok(None));
+    parsed.filter(own).map(|m| m.map(|m| m.expect("kernel mappings were filtered out"))).collect()
+}
+
+/// Reads one line of /proc/PID/maps; the inner `None` is a mapping of the kernel's own.
+#[expect(clippy::option_option, reason = "unreadable and to be skipped are two things")]
+fn parse_line(line: &str) -> Option<Option<Mapping>> {
+    let mut columns = line.split_ascii_whitespace();
+    let (start, end) = columns.next()?.split_once('-')?;
+    let permissions = columns.next()?.to_owned();
+    let offset = u64::from_str_radix(columns.next()?, 16).ok()?;
+    let (device, inode) = (columns.next()?, columns.next()?);
+    let name = columns.next().unwrap_or_default();
+    if inode == "0" && KERNELS_OWN.contains(&name) {
+        return Some(None);
+    }
+    let file = match (inode, name) {
+        ("0", "" | "[heap]") => String::new(),
+        _ => format!("{device} {inode}"),
+    };
+    let number = |text| u64::from_str_radix(text, 16).ok();
+    Some(Some(Mapping { start: number(start)?, end: number(end)?, permissions, offset, file }))
+}
+
+/// Device and inode as /proc/PID/maps writes them.
+fn file_columns(stat: &Stat) -> String {
+    format!("{:02x}:{:02x} {}", major(stat.st_dev), minor(stat.st_dev), stat.st_ino)
+}
+
+fn mismatch(what: &str) -> LoadError {
+    LoadError::ProcessMismatch(what.into())
+}

@@ -1,0 +1,54 @@
+//! Memory of another process, and how the kernel lists a mapping of a file.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::process::Pid;
+
+/// Fills `buf` from the memory of a process that the caller traces.
+pub(crate) fn read_memory(pid: Pid, address: u64, buf: &mut [u8]) -> io::Result<()> {
+    let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(address as usize), iov_len: buf.len() };
+    // SAFETY: the local vector names exactly `buf`, which may be written; the remote one is only a number here.
+    let moved = unsafe { libc::process_vm_readv(pid.as_raw_nonzero().get(), &raw const local, 1, &raw const remote, 1, 0) };
+    whole(moved, buf.len())
+}
+
+/// Writes `buf` to the memory of a process that the caller traces.
+pub(crate) fn write_memory(pid: Pid, address: u64, buf: &[u8]) -> io::Result<()> {
+    let local = libc::iovec { iov_base: buf.as_ptr().cast_mut().cast(), iov_len: buf.len() };
+    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(address as usize), iov_len: buf.len() };
+    // SAFETY: the local vector names exactly `buf`, which is only read; the remote one is only a number here.
+    let moved = unsafe { libc::process_vm_writev(pid.as_raw_nonzero().get(), &raw const local, 1, &raw const remote, 1, 0) };
+    whole(moved, buf.len())
+}
+
+fn whole(moved: isize, wanted: usize) -> io::Result<()> {
+    match usize::try_from(moved) {
+        Err(_) => Err(io::Error::last_os_error()),
+        Ok(moved) if moved == wanted => Ok(()),
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// The device and inode columns, as in "fe:00 325843", that /proc/PID/maps shows for a mapping of this file. On overlay and btrfs
+/// file systems they differ from what stat(2) says, so the file is mapped here for a moment and looked up.
+pub(crate) fn listed_as(file: BorrowedFd<'_>) -> io::Result<String> {
+    let page = 4096;
+    // SAFETY: a fresh private read-only mapping at an address of the kernel's choice overlaps nothing of ours.
+    let address = unsafe { mmap(std::ptr::null_mut(), page, ProtFlags::READ, MapFlags::PRIVATE, file, 0) }?;
+    let maps = std::fs::read_to_string("/proc/self/maps");
+    // SAFETY: this is the mapping made above, and nobody was given its address.
+    unsafe { munmap(address, page) }?;
+    let line = maps?.lines().find(|line| covers(line, address.addr() as u64)).map(str::to_owned).ok_or(io::ErrorKind::NotFound)?;
+    let columns: Vec<&str> = line.split_ascii_whitespace().skip(3).take(2).collect();
+    Ok(columns.join(" "))
+}
+
+/// Whether a line of a maps file is about this address.
+fn covers(line: &str, address: u64) -> bool {
+    let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+    let number = |text| u64::from_str_radix(text, 16).ok();
+    range.is_some_and(|(start, end)| number(start).is_some_and(|start| start <= address) && number(end).is_some_and(|end| address < end))
+}
