@@ -1,1 +1,10 @@
-//! What the daemons ask of their machine.
+//! What the daemons and the command ask of their machine: durable files, sealed key files, no core dumps, the clock,
+//! configuration. Shells only; nothing below them may depend on this crate.
+
+pub mod config;
+pub mod files;
+pub mod keyfile;
+pub mod process;
+
+pub use keyfile::{FileKey, Kek, signing_request};
+pub use process::now;
