@@ -55,14 +55,8 @@ impl Pending {
             _ => Refusal::io(format_args!("cannot write {}", self.target.display()), e),
         };
         self.file.sync_all().map_err(failed)?;
-        rustix::fs::renameat_with(
-            rustix::fs::CWD,
-            &self.temporary,
-            rustix::fs::CWD,
-            &self.target,
-            rustix::fs::RenameFlags::NOREPLACE,
-        )
-        .map_err(|e| failed(e.into()))?;
+        rustix::fs::renameat_with(rustix::fs::CWD, &self.temporary, rustix::fs::CWD, &self.target, rustix::fs::RenameFlags::NOREPLACE)
+            .map_err(|e| failed(e.into()))?;
         self.kept = true;
         sync_folder(&self.target)
     }

@@ -49,7 +49,8 @@ impl Kek {
     }
 
     /// Seals `bytes` for the purpose that `context` names.
-    pub fn seal(&self, context: &str, bytes: &[u8]) -> Result<Vec<u8>> {
+    #[must_use]
+    pub fn seal(&self, context: &str, bytes: &[u8]) -> Vec<u8> {
         at_rest::seal(&self.0, context, bytes, &mut SystemRandom)
     }
 
@@ -60,13 +61,12 @@ impl Kek {
 
     /// Writes `bytes` sealed to `path`, durably, replacing what is there.
     pub fn store(&self, path: &Path, context: &str, bytes: &[u8]) -> Result<()> {
-        crate::files::write_durably(path, &self.seal(context, bytes)?, PRIVATE)
+        crate::files::write_durably(path, &self.seal(context, bytes), PRIVATE)
     }
 
     /// Reads what [`Self::store`] wrote.
     pub fn load_sealed(&self, path: &Path, context: &str) -> Result<Zeroizing<Vec<u8>>> {
-        self.open(context, &read_private(path, MAX_SEALED)?)
-            .map_err(|e| Refusal::new(e.code, format!("{}: {}", path.display(), e.detail)))
+        self.open(context, &read_private(path, MAX_SEALED)?).map_err(|e| Refusal::new(e.code, format!("{}: {}", path.display(), e.detail)))
     }
 }
 
@@ -86,7 +86,7 @@ impl FileKey {
     /// Generates a key and writes it sealed to `path`, which must not be there yet. `context` names the key's purpose.
     pub fn create(path: &Path, kek: &Kek, context: &str) -> Result<Self> {
         let (key, pkcs8) = Self::generate()?;
-        write_new(path, &kek.seal(context, &pkcs8)?, PRIVATE)?;
+        write_new(path, &kek.seal(context, &pkcs8), PRIVATE)?;
         Ok(key)
     }
 

@@ -6,7 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Turns core dumps off, and with them reading this process through /proc and ptrace by its own user.
 pub fn no_core_dumps() -> Result<()> {
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(|e| Refusal::io("cannot turn core dumps off", e.into()))?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+        .map_err(|e| Refusal::io("cannot turn core dumps off", e.into()))?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| Refusal::io("cannot turn core dumps off", e.into()))
 }
 
