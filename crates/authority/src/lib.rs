@@ -1,1 +1,3 @@
-//! chipbound-authority
+//! The certificate authority of chipbound: enrols, issues, renews and revokes (source \[33\]-\[35\]).
+
+pub mod issuing;

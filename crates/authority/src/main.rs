@@ -1,1 +1,2 @@
+//! `chipbound-authority`.
 fn main() {}

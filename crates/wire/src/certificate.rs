@@ -1,8 +1,9 @@
 //! Certificates (RFC 5280, source \[33\]-\[35\]): the strict profile, and the verifier that alone can make a [`Certified`].
 //!
-//! A leaf is an X.509 v3 certificate over a P-256 key with exactly one extended key usage, its [`Role`]; no name in it
-//! decides anything but the subject, which joins the keys of one server. A processor's leaf carries its sealing keys and the
-//! class of its key store in one extension ([`SEALING_KEYS_OID`]).
+//! A leaf is an X.509 v3 certificate over a P-256 key that signs and does nothing else (key usage digitalSignature), with
+//! exactly one extended key usage, its [`Role`]; no name in it decides anything but the subject, which joins the keys of one
+//! server. A processor's leaf carries its sealing keys and the class of its key store in one extension
+//! ([`SEALING_KEYS_OID`]).
 
 use crate::bounded::{Bytes, List, decode};
 use crate::error::{Code, Refusal, Result};
@@ -15,7 +16,7 @@ use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use std::time::Duration;
 use webpki::{BorrowedCertRevocationList, CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList};
 use webpki::{RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy};
-use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The arc of the project's object identifiers, below the enterprise number that RFC 5612 sets aside for documentation;
 /// who ships certificates outside their own installation puts their own number here.
@@ -67,7 +68,7 @@ pub struct SealingKeys {
     /// The class, as the authority saw it at enrolment.
     #[n(0)]
     pub class: Class,
-    /// The keys, at most one for each KEM.
+    /// The keys, at least one, at most one for each KEM.
     #[n(1)]
     pub keys: List<SealingKey, MAX_CHOICES>,
 }
@@ -223,15 +224,11 @@ fn read_profile(der: &CertificateDer<'_>, role: Role) -> Result<Certified> {
     let spki = leaf.public_key().raw.to_vec();
     crate::signature::p256_point(&spki)?;
     let subject = leaf.subject().iter_common_name().next().and_then(|n| n.as_str().ok()).ok_or_else(|| bad("no common name"))?;
-    let sealing = leaf
-        .extensions()
-        .iter()
-        .find(|e| e.oid.iter().is_some_and(|i| i.eq(SEALING_KEYS_OID)))
-        .map(|e| match e.parsed_extension() {
-            ParsedExtension::UnsupportedExtension { .. } => decode::<SealingKeys>(e.value),
-            _ => Err(bad("the sealing keys cannot be read")),
-        })
-        .transpose()?;
+    let signs_only = leaf.key_usage().ok().flatten().is_some_and(|u| u.value.flags == DIGITAL_SIGNATURE);
+    if !signs_only {
+        return Err(bad("its key usage is not digitalSignature alone"));
+    }
+    let sealing = read_sealing_keys(&leaf)?;
     if (role == Role::Processor) != sealing.is_some() {
         return Err(bad("sealing keys belong in a processor's certificate and nowhere else"));
     }
@@ -246,6 +243,25 @@ fn read_profile(der: &CertificateDer<'_>, role: Role) -> Result<Certified> {
         spki,
         sealing,
     })
+}
+
+/// The key usage bit digitalSignature as x509-parser numbers it (RFC 5280 §4.2.1.3).
+const DIGITAL_SIGNATURE: u16 = 1;
+
+/// The sealing keys of a leaf, if it has the extension: once, readable, at most one key for each mechanism.
+fn read_sealing_keys(leaf: &X509Certificate<'_>) -> Result<Option<SealingKeys>> {
+    let bad = |why: &str| Refusal::new(Code::CertificateProfile, why.to_owned());
+    let mut extensions = leaf.extensions().iter().filter(|e| e.oid.iter().is_some_and(|i| i.eq(SEALING_KEYS_OID)));
+    let Some(extension) = extensions.next() else { return Ok(None) };
+    if extensions.next().is_some() {
+        return Err(bad("it names its sealing keys twice"));
+    }
+    let sealing = decode::<SealingKeys>(extension.value)?;
+    let doubled = |(at, key): (usize, &SealingKey)| sealing.keys[..at].iter().any(|k| k.kem == key.kem);
+    if sealing.keys.is_empty() || sealing.keys.iter().enumerate().any(doubled) {
+        return Err(bad("it has no sealing key, or two for one mechanism"));
+    }
+    Ok(Some(sealing))
 }
 
 fn profile_error(error: &webpki::Error) -> Refusal {

@@ -9,7 +9,7 @@ use crate::limits::{MAX_CHAIN, MAX_DOCUMENT};
 use crate::signature::{Sign, verify};
 use coset::cbor::value::Value;
 use coset::iana::{Algorithm, EnumI64, HeaderParameter};
-use coset::{CborSerializable, ContentType, CoseSign1, CoseSign1Builder, HeaderBuilder, Label, RegisteredLabelWithPrivate};
+use coset::{CborSerializable, ContentType, CoseSign1, CoseSign1Builder, Header, HeaderBuilder, Label, RegisteredLabelWithPrivate};
 use minicbor::{Decode, Encode};
 
 /// The external_aad of every signature: the protocol and its version.
@@ -122,7 +122,8 @@ fn open_envelope<D: Document>(bytes: &[u8]) -> Result<Envelope> {
     let header = &sign1.protected.header;
     if !sign1.unprotected.is_empty()
         || header.alg != Some(RegisteredLabelWithPrivate::Assigned(Algorithm::ES256))
-        || !header.crit.is_empty()
+        || header.rest.len() != 1
+        || !only_profile_fields(header)
     {
         return Err(bad("its headers are not those of the profile"));
     }
@@ -143,4 +144,13 @@ fn open_envelope<D: Document>(bytes: &[u8]) -> Result<Envelope> {
         .ok_or_else(|| bad("it has no certificate chain"))?;
     let payload = sign1.payload.clone().ok_or_else(|| bad("it has no payload"))?;
     Ok(Envelope { sign1, chain, payload })
+}
+
+/// Whether none of the optional header fields of RFC 9052 §3.1 that the profile leaves out is there.
+fn only_profile_fields(header: &Header) -> bool {
+    header.crit.is_empty()
+        && header.key_id.is_empty()
+        && header.iv.is_empty()
+        && header.partial_iv.is_empty()
+        && header.counter_signatures.is_empty()
 }
