@@ -109,3 +109,63 @@ pub(crate) fn received(area: &[u8; SCRATCH]) -> Option<u32> {
     let kind = word(CONTROL + 8) == libc::SOL_SOCKET as u32 && word(CONTROL + 12) == libc::SCM_RIGHTS as u32;
     (whole && kind).then(|| word(CONTROL + 16))
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, connect, recvmsg, socket};
+    use rustix::process::{getpid, getppid};
+
+    use super::*;
+
+    fn connected(listener: &Listener) -> OwnedFd {
+        let stranger = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        connect(&stranger, &SocketAddrUnix::new_abstract_name(&listener.name).unwrap()).unwrap();
+        stranger
+    }
+
+    /// How many bytes and descriptors a connection got before its end.
+    fn got(connection: &OwnedFd) -> (usize, usize) {
+        let (mut byte, mut space) = ([0], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))]);
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let bytes = recvmsg(connection, &mut [io::IoSliceMut::new(&mut byte)], &mut control, RecvFlags::DONTWAIT).unwrap().bytes;
+        let files = control.drain().map(|message| if let RecvAncillaryMessage::ScmRights(files) = message { files.count() } else { 0 });
+        (bytes, files.sum())
+    }
+
+    #[test]
+    fn a_stranger_gets_no_memory_file() {
+        let listener = Listener::bind().unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let strangers = [connected(&listener), connected(&listener)];
+        let process = getppid().unwrap();
+        listener.hand_over(process, file.as_fd()).unwrap_err();
+        for stranger in &strangers {
+            assert_eq!(got(stranger), (0, 0), "only the end of the connection");
+        }
+    }
+
+    #[test]
+    fn the_process_itself_gets_the_memory_file() {
+        let listener = Listener::bind().unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let process = connected(&listener);
+        let kept = listener.hand_over(getpid(), file.as_fd()).unwrap();
+        assert_eq!(got(&process), (1, 1));
+        drop(kept);
+    }
+
+    #[test]
+    fn a_dropped_descriptor_is_noticed() {
+        let mut area = [0; SCRATCH];
+        area[CONTROL..CONTROL + 8].copy_from_slice(&CONTROL_LEN.to_ne_bytes());
+        area[CONTROL + 8] = libc::SOL_SOCKET as u8;
+        area[CONTROL + 12] = libc::SCM_RIGHTS as u8;
+        area[CONTROL + 16] = 4;
+        assert_eq!(received(&area), Some(4));
+        area[MESSAGE_FLAGS] = libc::MSG_CTRUNC as u8;
+        assert_eq!(received(&area), None);
+        area[MESSAGE_FLAGS] = 0;
+        area[CONTROL] = 16;
+        assert_eq!(received(&area), None);
+    }
+}

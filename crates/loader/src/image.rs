@@ -155,3 +155,62 @@ fn seal(memory: &File) -> Result<(), LoadError> {
     let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     fcntl_add_seals(memory, seals).map_err(system("the memory file cannot be sealed"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Echo(File);
+
+    impl PageSource for Echo {
+        fn len(&self) -> u64 {
+            self.0.metadata().unwrap().len()
+        }
+        fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+            assert!(buf.len() <= STEP && offset + buf.len() as u64 <= self.len(), "asks for more than it promised");
+            self.0.read_exact_at(buf, offset)
+        }
+    }
+
+    #[test]
+    fn a_built_image_cannot_be_changed() {
+        let image = Image::build(&Echo(File::open("/bin/ls").unwrap())).unwrap();
+        image.memory.write_all_at(b"x", 0).unwrap_err();
+        image.memory.set_len(image.bytes + 1).unwrap_err();
+        image.memory.set_len(0).unwrap_err();
+        fcntl_add_seals(&image.memory, SealFlags::empty()).unwrap_err();
+    }
+
+    #[test]
+    fn an_image_holds_the_bytes_of_the_file_page_by_page() {
+        let program = std::env::current_exe().unwrap();
+        let image = Image::build(&Echo(File::open(&program).unwrap())).unwrap();
+        let file = std::fs::read(&program).unwrap();
+        for (segment, part) in image.program.segments.iter().zip(&image.parts) {
+            let mut held = vec![0; usize::try_from(part.length).unwrap()];
+            image.memory.read_exact_at(&mut held, part.at).unwrap();
+            let begin = usize::try_from(page_floor(segment.offset)).unwrap();
+            let end = usize::try_from(segment.offset + segment.in_file).unwrap();
+            assert!(held[..end - begin] == file[begin..end]);
+            if segment.in_memory > segment.in_file {
+                assert!(held[end - begin..].iter().all(|&byte| byte == 0), "what lies behind the file's part is zero");
+            }
+        }
+        assert_eq!(image.memory(), image.parts.iter().map(|part| part.length).sum());
+    }
+
+    #[test]
+    fn a_source_that_fails_stops_the_build() {
+        struct Failing(Echo);
+        impl PageSource for Failing {
+            fn len(&self) -> u64 {
+                self.0.len()
+            }
+            fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+                if offset > 64 * 1024 { Err(io::ErrorKind::InvalidData.into()) } else { self.0.read_at(offset, buf) }
+            }
+        }
+        let error = Image::build(&Failing(Echo(File::open("/bin/ls").unwrap()))).unwrap_err();
+        assert!(matches!(error, LoadError::Source(_)), "{error:?}");
+    }
+}

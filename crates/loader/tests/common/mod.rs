@@ -138,9 +138,10 @@ pub(crate) fn seal(bytes: &mut [u8]) {
         }
     }
     for (index, h) in table.iter().enumerate().filter(|(_, h)| h.p_type(LE) == PT_LOAD && h.p_flags(LE) & PF_X != 0) {
-        for place in h.p_offset(LE) as usize..(h.p_offset(LE) + h.p_filesz(LE)) as usize {
-            if !plain.iter().any(|range| range.contains(&place)) {
-                bytes[place] ^= 0xa5;
+        let start = h.p_offset(LE) as usize;
+        for (place, byte) in bytes[start..start + h.p_filesz(LE) as usize].iter_mut().enumerate() {
+            if !plain.iter().any(|range| range.contains(&(start + place))) {
+                *byte ^= 0xa5;
             }
         }
         bytes[at + index * size + 4] &= !(PF_X as u8);
@@ -182,6 +183,11 @@ impl Client {
         File::open(&said).expect("the fifo").read_to_string(&mut pid).expect("a pid");
         let pid = Pid::from_raw(pid.trim().parse().expect("a number")).expect("a pid");
         Self { parent, pid, word }
+    }
+
+    /// The fifo on which the client waits for its word.
+    pub(crate) fn word(&self) -> &Path {
+        &self.word
     }
 
     /// Lets the client exec.

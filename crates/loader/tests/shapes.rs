@@ -1,0 +1,204 @@
+//! Programs of every shape that linkers make run under the loader as they run plainly.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use common::{Case, text};
+
+const HELLO: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+static int data[4000] = {1, 2, 3};
+static char bss[100000];
+const char *names[] = {"alpha", "beta", "gamma"};
+int main(int argc, char **argv) {
+    for (unsigned i = 0; i < sizeof bss; i++) if (bss[i]) return 99;
+    memset(bss, 1, sizeof bss);
+    char *p = malloc(1000000); memset(p, 7, 1000000);
+    printf("%s %s %d %d %d %s\n", names[argc % 3], argv[1], data[2], bss[99999], p[999999], getenv("HOME") ? "home" : "none");
+    fprintf(stderr, "done\n");
+    return 42;
+}"#;
+
+fn compiled(name: &str, source: &str, flags: &[&str]) {
+    if let Some(case) = Case::compiled(name, source, flags) {
+        case.same(&["argument"]);
+    }
+}
+
+#[test]
+fn a_dynamic_pie_runs_as_plain() {
+    compiled("pie", HELLO, &["-pie", "-fPIE"]);
+}
+
+#[test]
+fn a_program_at_a_fixed_address_runs_as_plain() {
+    compiled("fixed", HELLO, &["-no-pie", "-fno-pie"]);
+}
+
+#[test]
+fn a_static_program_runs_as_plain() {
+    compiled("static", HELLO, &["-static", "-no-pie", "-fno-pie"]);
+}
+
+#[test]
+fn a_static_pie_runs_as_plain() {
+    compiled("static-pie", HELLO, &["-static-pie", "-fPIE"]);
+}
+
+#[test]
+fn code_in_the_segment_of_the_headers_runs_as_plain() {
+    compiled("joined", HELLO, &["-pie", "-fPIE", "-Wl,-z,noseparate-code"]);
+    compiled("joined-static", HELLO, &["-static", "-no-pie", "-fno-pie", "-Wl,-z,noseparate-code"]);
+}
+
+#[test]
+fn full_relro_and_eager_binding_run_as_plain() {
+    compiled("relro", HELLO, &["-pie", "-fPIE", "-Wl,-z,relro,-z,now"]);
+    compiled("norelro", HELLO, &["-pie", "-fPIE", "-Wl,-z,norelro,-z,lazy"]);
+}
+
+#[test]
+fn an_executable_stack_stays_one() {
+    let source = r#"
+#include <stdio.h>
+int main(void) { volatile unsigned char code[] = {0xb8, 7, 0, 0, 0, 0xc3}; int (*f)(void) = (void *)code; printf("%d\n", f()); }"#;
+    compiled("execstack", source, &["-Wl,-z,execstack"]);
+}
+
+#[test]
+fn a_program_without_a_writable_segment_runs_as_plain() {
+    let source = r#"
+__asm__(".globl _start\n_start: mov $1,%eax\n mov $1,%edi\n lea text(%rip),%rsi\n mov $6,%edx\n syscall\n"
+        "mov $231,%eax\n mov $5,%edi\n syscall\n .section .rodata\ntext: .ascii \"plain\\n\"\n");"#;
+    compiled("readonly", source, &["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none"]);
+}
+
+#[test]
+fn threads_run_as_plain() {
+    let source = r#"
+#include <pthread.h>
+#include <stdio.h>
+static __thread int own = 5; static _Atomic int sum;
+static void *work(void *n) { own += (long)n; for (int i = 0; i < 10000; i++) sum += own; return 0; }
+int main(void) { pthread_t t[8]; for (long i = 0; i < 8; i++) pthread_create(t + i, 0, work, (void *)i);
+    for (int i = 0; i < 8; i++) pthread_join(t[i], 0); printf("%d\n", sum); }"#;
+    compiled("threads", source, &["-pthread"]);
+    compiled("threads-static", source, &["-pthread", "-static"]);
+}
+
+#[test]
+fn resolvers_and_constructors_run_as_plain() {
+    let source = r#"
+#include <stdio.h>
+static int fast(void) { return 11; }
+static void *choose(void) { return fast; }
+int chosen(void) __attribute__((ifunc("choose")));
+static int order;
+__attribute__((constructor(101))) static void first(void) { order = order * 10 + 1; }
+__attribute__((constructor(102))) static void second(void) { order = order * 10 + 2; }
+__attribute__((destructor)) static void last(void) { puts("bye"); }
+int main(void) { printf("%d %d\n", chosen(), order); return 0; }"#;
+    compiled("ifunc", source, &[]);
+    compiled("ifunc-static", source, &["-static"]);
+    compiled("ifunc-static-pie", source, &["-static-pie", "-fPIE"]);
+}
+
+#[test]
+fn text_relocations_run_as_plain() {
+    let source = r#"
+#include <stdio.h>
+const char message[] = "relocated";
+__asm__(".text\n.globl pointer\n.type pointer,@object\npointer: .quad message\n.size pointer,8\n");
+extern const char *const pointer;
+int main(void) { const char *const *volatile p = &pointer; printf("%s\n", *p); }"#;
+    compiled("textrel", source, &["-fPIE", "-pie", "-Wl,-z,notext"]);
+}
+
+#[test]
+fn the_program_sees_its_original_headers() {
+    let source = r#"
+#define _GNU_SOURCE
+#include <link.h>
+#include <stdio.h>
+static int show(struct dl_phdr_info *i, size_t n, void *d) {
+    if (*(int *)d) return 0; *(int *)d = 1;
+    for (int k = 0; k < i->dlpi_phnum; k++) printf("%x %x %lx\n", i->dlpi_phdr[k].p_type, i->dlpi_phdr[k].p_flags, i->dlpi_phdr[k].p_memsz);
+    return 0; }
+int main(void) { int done = 0; dl_iterate_phdr(show, &done); }"#;
+    compiled("headers", source, &[]);
+    compiled("headers-static", source, &["-static"]);
+}
+
+#[test]
+fn unwinding_runs_as_plain() {
+    let source = r#"
+#include <execinfo.h>
+#include <stdio.h>
+__attribute__((noinline)) static int deep(int n) { void *f[64]; if (n) return deep(n - 1) + 1; return backtrace(f, 64) > 8 ? 100 : 0; }
+int main(void) { printf("%d\n", deep(10)); }"#;
+    compiled("unwind", source, &["-fno-optimize-sibling-calls"]);
+}
+
+#[test]
+fn pages_that_the_program_gives_up_come_back() {
+    let source = r#"
+#include <stdio.h>
+#include <sys/mman.h>
+extern char __executable_start, etext;
+int main(void) { char *s = &__executable_start; int r = madvise(s, &etext - s, MADV_DONTNEED); printf("%d\n", r); }"#;
+    compiled("dontneed", source, &["-no-pie", "-fno-pie"]);
+}
+
+#[test]
+fn children_of_every_kind_run_as_plain() {
+    let source = r#"
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+extern char **environ;
+int main(void) {
+    int status; fflush(stdout);
+    if (!fork()) { if (!fork()) { write(1, "grandchild\n", 11); _exit(0); } wait(0); _exit(3); }
+    wait(&status); printf("fork %d\n", WEXITSTATUS(status)); fflush(stdout);
+    if (!vfork()) { execl("/bin/echo", "echo", "vfork", (char *)0); _exit(1); }
+    wait(&status);
+    pid_t pid; char *args[] = {"echo", "spawn", 0}; posix_spawn(&pid, "/bin/echo", 0, 0, args, environ);
+    waitpid(pid, &status, 0); printf("spawn %d\n", status); fflush(stdout);
+    execl("/bin/echo", "echo", "exec", (char *)0); return 9; }"#;
+    compiled("children", source, &[]);
+}
+
+#[test]
+fn a_rust_program_runs_as_plain() {
+    Case::of(std::env::current_exe().unwrap()).same(&["--list"]);
+}
+
+#[test]
+fn arguments_environment_and_folder_are_the_callers() {
+    let source = r#"
+#include <limits.h>
+#include <stdio.h>
+#include <unistd.h>
+extern char **environ;
+int main(int argc, char **argv) { char d[PATH_MAX], e[PATH_MAX] = {0}; int n = 0; for (char **p = environ; *p; p++) n++;
+    printf("%d %s %s %d\n", argc, argv[0], argv[argc - 1], n); readlink("/proc/self/exe", e, sizeof e - 1); puts(getcwd(d, sizeof d)); puts(e); }"#;
+    let Some(case) = Case::compiled("seen", source, &[]) else { return };
+    let many: Vec<String> = (0..3000).map(|n| format!("argument number {n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    case.same(&many);
+    compiled("seen", source, &[]);
+}
+
+#[test]
+fn a_small_stack_is_enough() {
+    let Some(case) = Case::compiled("small", HELLO, &[]) else { return };
+    case.seal();
+    let client = common::Client::spawn(&case, &["x"], "ulimit -s 64;");
+    client.start(&case.image()).unwrap();
+    let output = client.output();
+    assert_eq!((text(&output.stderr).as_str(), output.status.code()), ("done\n", Some(42)));
+}
