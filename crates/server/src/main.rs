@@ -1,1 +1,2 @@
+//! chipbound-server
 fn main() {}

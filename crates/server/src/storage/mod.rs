@@ -1,0 +1,316 @@
+//! What the server keeps: one repository whose methods are whole transactions.
+//!
+//! Nothing of an engine (connection, transaction, row) leaves an implementation, and no method can be taken apart by its
+//! caller: what must happen together is one method. A method that was refused or cut off changed nothing.
+
+pub mod sqlite;
+
+use chipbound_wire::api::{AccountRole, Balance, OrderState};
+use chipbound_wire::suite::{Aead, Kem, KeyMode};
+use chipbound_wire::{AccountId, Amount, Digest, KeyId, OrderId, ProgramId, Result, Time};
+use std::future::Future;
+
+/// Everything that the server keeps. Every method can fail with [`chipbound_wire::Code::Database`].
+pub trait Repository: Accounts + Releases + Orders + Deliveries + Send + Sync + 'static {}
+
+/// An account as it is made.
+pub struct NewAccount {
+    /// Its id.
+    pub account: AccountId,
+    /// The user id that people type.
+    pub user: String,
+    /// What it may do.
+    pub role: AccountRole,
+    /// The password's hash, a PHC string.
+    pub password: String,
+    /// When.
+    pub created_at: Time,
+}
+
+/// Who asks, as a bearer token or the operator's list shows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Principal {
+    /// The account.
+    pub account: AccountId,
+    /// Its user id.
+    pub user: String,
+    /// What it may do.
+    pub role: AccountRole,
+}
+
+/// What a log-in is compared with.
+pub struct Credentials {
+    /// The account.
+    pub account: AccountId,
+    /// The password's hash, a PHC string.
+    pub password: String,
+}
+
+/// Accounts, their sessions and their money.
+pub trait Accounts {
+    /// Adds an account; a user id that is taken is [`chipbound_wire::Code::Conflict`].
+    fn add_account(&self, account: &NewAccount) -> impl Future<Output = Result<()>> + Send;
+    /// All accounts, by user id.
+    fn accounts(&self) -> impl Future<Output = Result<Vec<Principal>>> + Send;
+    /// The credentials of a user, if there is one.
+    fn credentials(&self, user: &str) -> impl Future<Output = Result<Option<Credentials>>> + Send;
+    /// Remembers a bearer token by its digest, and forgets the account's oldest beyond `most`.
+    fn open_session(&self, account: AccountId, token: Digest, expires_at: Time, most: u32) -> impl Future<Output = Result<()>> + Send;
+    /// Who holds the token with that digest at the time `now`.
+    fn session(&self, token: Digest, now: Time) -> impl Future<Output = Result<Option<Principal>>> + Send;
+    /// Forgets a token.
+    fn close_session(&self, token: Digest) -> impl Future<Output = Result<()>> + Send;
+    /// Adds money from outside to a user's funds; an unknown user is [`chipbound_wire::Code::NotFound`].
+    fn deposit(&self, user: &str, amount: Amount, at: Time) -> impl Future<Output = Result<Balance>> + Send;
+    /// The account's money, by currency.
+    fn balances(&self, account: AccountId) -> impl Future<Output = Result<Vec<Balance>>> + Send;
+}
+
+/// A release whose plaintext is on its way.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PendingUpload {
+    /// Names the upload.
+    pub upload: String,
+    /// The vendor's account.
+    pub account: AccountId,
+    /// The signed manifest.
+    pub manifest: Vec<u8>,
+    /// The price.
+    pub price: Amount,
+    /// Until when the plaintext may come.
+    pub expires_at: Time,
+}
+
+/// A release that was published.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredRelease {
+    /// Digest of the signed manifest.
+    pub manifest: Digest,
+    /// The program.
+    pub program: ProgramId,
+    /// The version.
+    pub version: String,
+    /// Rises with each release of the program.
+    pub sequence: u64,
+    /// The vendor's account, which earns the price.
+    pub vendor: AccountId,
+    /// The price.
+    pub price: Amount,
+    /// The signed manifest.
+    pub signed_manifest: Vec<u8>,
+    /// The layout of its packages in CBOR.
+    pub layout: Vec<u8>,
+    /// The plain digest of its packages.
+    pub plain_digest: Digest,
+    /// Of how many bytes its packages seal.
+    pub sealed_bytes: u64,
+    /// Where the plaintext lies.
+    pub blob: String,
+    /// When it was published.
+    pub published_at: Time,
+}
+
+/// The one content key and ciphertext of a release in common key mode.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CommonPackage {
+    /// The release, by the digest of its signed manifest.
+    pub manifest: Digest,
+    /// The cipher.
+    pub aead: Aead,
+    /// Drawn for this ciphertext.
+    pub package_id: Digest,
+    /// The content key, sealed at rest.
+    pub content_key: Vec<u8>,
+    /// Where the ciphertext lies.
+    pub blob: String,
+    /// BLAKE3 root over the body.
+    pub body_root: Digest,
+    /// Bytes of the body.
+    pub body_size: u64,
+    /// BLAKE3 root over the table.
+    pub table_root: Digest,
+    /// Bytes of the table.
+    pub table_size: u64,
+}
+
+/// What vendors published.
+pub trait Releases {
+    /// Announces a release of `program`. [`chipbound_wire::Code::Conflict`] where the version is there already or the sequence
+    /// does not rise.
+    fn announce(
+        &self,
+        upload: &PendingUpload,
+        program: &ProgramId,
+        version: &str,
+        sequence: u64,
+    ) -> impl Future<Output = Result<()>> + Send;
+    /// The upload of that account; [`chipbound_wire::Code::NotFound`] otherwise.
+    fn upload(&self, upload: &str, account: AccountId, now: Time) -> impl Future<Output = Result<PendingUpload>> + Send;
+    /// Publishes what was announced and came whole; the same refusals as [`Self::announce`], decided anew.
+    fn publish(&self, upload: &str, release: &StoredRelease) -> impl Future<Output = Result<()>> + Send;
+    /// The newest release of each program, by program id.
+    fn catalogue(&self) -> impl Future<Output = Result<Vec<StoredRelease>>> + Send;
+    /// The release of `program` (its id, or its name where only one vendor uses it) with that version, or its newest.
+    /// [`chipbound_wire::Code::UnknownProgram`] otherwise.
+    fn find_release(&self, program: &str, version: Option<&str>) -> impl Future<Output = Result<StoredRelease>> + Send;
+    /// The release with that manifest; [`chipbound_wire::Code::UnknownProgram`] otherwise.
+    fn release(&self, manifest: Digest) -> impl Future<Output = Result<StoredRelease>> + Send;
+    /// The common package of a release and an AEAD, if it was made.
+    fn common_package(&self, manifest: Digest, aead: Aead) -> impl Future<Output = Result<Option<CommonPackage>>> + Send;
+    /// Keeps a common package unless there is one already; returns the one that is kept.
+    fn keep_common_package(&self, package: &CommonPackage) -> impl Future<Output = Result<CommonPackage>> + Send;
+    /// Every blob that something refers to.
+    fn blobs_in_use(&self) -> impl Future<Output = Result<Vec<String>>> + Send;
+}
+
+/// An order as it is placed.
+pub struct NewOrder {
+    /// The order.
+    pub order: StoredOrder,
+    /// Chosen by the client, with the account it names the order.
+    pub idempotency_key: String,
+    /// Digest of what the client asked for.
+    pub parameters: Digest,
+}
+
+/// An order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredOrder {
+    /// Its id.
+    pub order: OrderId,
+    /// The buyer.
+    pub account: AccountId,
+    /// The release, by the digest of its signed manifest.
+    pub manifest: Digest,
+    /// The processor it is for.
+    pub processor: KeyId,
+    /// How the content key will relate to the processor.
+    pub key_mode: KeyMode,
+    /// The price.
+    pub price: Amount,
+    /// Where it stands.
+    pub state: OrderState,
+    /// The signed confirmation.
+    pub confirmation: Vec<u8>,
+    /// When it was made.
+    pub issued_at: Time,
+    /// Until when it can be agreed to, delivered and settled.
+    pub expires_at: Time,
+    /// Until when its receipt buys a re-download.
+    pub redownload_until: Time,
+    /// The signed receipt, once settled.
+    pub receipt: Option<Vec<u8>>,
+}
+
+/// A ticket as it is issued.
+pub struct NewTicket {
+    /// Digest of the ticket.
+    pub ticket: Digest,
+    /// The order.
+    pub order: OrderId,
+    /// The order's owner.
+    pub account: AccountId,
+    /// Until when it can be used.
+    pub expires_at: Time,
+}
+
+/// Orders, holds and tickets. An order of another account is [`chipbound_wire::Code::UnknownOrder`], as if it were not there.
+pub trait Orders {
+    /// Places an order. The same key and parameters return the order that was placed first; the same key with other
+    /// parameters is [`chipbound_wire::Code::IdempotencyConflict`].
+    fn place_order(&self, new: &NewOrder) -> impl Future<Output = Result<StoredOrder>> + Send;
+    /// An order of that account.
+    fn order(&self, account: AccountId, order: OrderId) -> impl Future<Output = Result<StoredOrder>> + Send;
+    /// Holds the price of an order whose signed confirmation has the digest `confirmation`. An order that is held or settled
+    /// already is returned as it is. Refuses [`chipbound_wire::Code::TermsMismatch`], [`chipbound_wire::Code::OrderExpired`],
+    /// [`chipbound_wire::Code::InsufficientFunds`].
+    fn authorise(
+        &self,
+        account: AccountId,
+        order: OrderId,
+        confirmation: Digest,
+        now: Time,
+    ) -> impl Future<Output = Result<StoredOrder>> + Send;
+    /// Remembers a ticket for an order that is held, or settled and re-admitted; at most `most` at once, beyond them
+    /// [`chipbound_wire::Code::RateLimited`].
+    fn issue_ticket(&self, ticket: &NewTicket, now: Time, most: u32) -> impl Future<Output = Result<()>> + Send;
+    /// Uses a ticket up, once, and returns its order. `account` is who shows it, where that is known. Anything but a good ticket
+    /// is [`chipbound_wire::Code::TicketInvalid`] and leaves every ticket as it was.
+    fn redeem_ticket(&self, ticket: Digest, account: Option<AccountId>, now: Time) -> impl Future<Output = Result<StoredOrder>> + Send;
+    /// Lets tickets be issued for a settled order until `until`, whose receipt is `receipt` byte for byte;
+    /// [`chipbound_wire::Code::ReceiptMismatch`] otherwise.
+    fn readmit(&self, account: AccountId, order: OrderId, receipt: &[u8], until: Time) -> impl Future<Output = Result<StoredOrder>> + Send;
+    /// Gives back the holds of orders that ran out, and forgets tickets, sessions and uploads that did; returns how many orders.
+    fn expire(&self, now: Time) -> impl Future<Output = Result<u64>> + Send;
+}
+
+/// A package that was sent whole.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// The order.
+    pub order: OrderId,
+    /// The signed terms.
+    pub terms: Vec<u8>,
+    /// The main wrap in CBOR.
+    pub wrap: Vec<u8>,
+    /// The mechanism of the wrap.
+    pub kem: Kem,
+    /// The processor's certified sealing key, to which the wrap went.
+    pub sealing_key: Vec<u8>,
+    /// The release secret, sealed at rest.
+    pub release_secret: Vec<u8>,
+    /// The signed seal.
+    pub seal: Vec<u8>,
+    /// When.
+    pub created_at: Time,
+}
+
+/// What settles an order.
+pub struct Settlement<'a> {
+    /// The order.
+    pub order: OrderId,
+    /// Its owner.
+    pub account: AccountId,
+    /// Digest of the acknowledged seal.
+    pub seal: Digest,
+    /// The signed acknowledgement.
+    pub acknowledgement: &'a [u8],
+    /// The signed release token of the delivery.
+    pub token: &'a [u8],
+    /// When.
+    pub at: Time,
+}
+
+/// What a receipt says that only the books know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReceiptEntry {
+    /// The number of the receipt; they have no gaps.
+    pub number: u64,
+    /// The ledger entry that captures the price.
+    pub payment: String,
+}
+
+/// What the owner gets for an acknowledgement.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SettledOrder {
+    /// The signed receipt.
+    pub receipt: Vec<u8>,
+    /// The signed release token.
+    pub token: Vec<u8>,
+}
+
+/// Makes the signed receipt inside the transaction that captures.
+pub type MakeReceipt<'a> = dyn Fn(&ReceiptEntry) -> Result<Vec<u8>> + Send + Sync + 'a;
+
+/// Deliveries, settlement and receipts.
+pub trait Deliveries {
+    /// Keeps a delivery, before its seal leaves the server.
+    fn record_delivery(&self, delivery: &Delivery) -> impl Future<Output = Result<()>> + Send;
+    /// The delivery of that order with that seal; [`chipbound_wire::Code::AcknowledgementMismatch`] otherwise.
+    fn delivery(&self, order: OrderId, seal: Digest) -> impl Future<Output = Result<Delivery>> + Send;
+    /// Captures the price, numbers and keeps the receipt and keeps the token, all or nothing. An order that is settled already is
+    /// charged nothing and returns the receipt it has; a delivery that has a token already returns that one.
+    fn settle(&self, settlement: &Settlement<'_>, receipt: &MakeReceipt<'_>) -> impl Future<Output = Result<SettledOrder>> + Send;
+    /// The account's receipts, newest first.
+    fn receipts(&self, account: AccountId) -> impl Future<Output = Result<Vec<Vec<u8>>>> + Send;
+}
