@@ -3,6 +3,7 @@
 use crate::client_body::{Outgoing, Progress, Streamed};
 use crate::deadline::Watched;
 use crate::extract::collect;
+use crate::origin::Origin;
 use crate::problem::{Problem, chain};
 use crate::tls::{ServerTrust, client_config};
 use crate::trust::{handshake_refusal, pinned_in};
@@ -11,12 +12,12 @@ use crate::upgrade::{PROTOCOL, asks_for_tunnel};
 use bytes::Bytes;
 use chipbound_wire::{Code, Refusal, Result, limits};
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue, UPGRADE};
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -24,13 +25,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
-use tokio::time::{sleep_until, timeout};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 
 /// Bytes of an answer that is not a document of known size.
 pub const MAX_ANSWER: usize = 1024 * 1024;
 /// Bytes that one read of the socket may bring: a tunnel carries bulk.
 const READ_AHEAD: usize = 128 * 1024;
+
+/// How long a connection may rest and still be used again: well below a server's own limit, which would cut a request.
+const MAX_REST: Duration = Duration::from_secs(10);
 
 /// How long a client waits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,16 +64,27 @@ pub struct Client {
     trust: ServerTrust,
     tls: Arc<ClientConfig>,
     timeouts: ClientTimeouts,
-    idle: Mutex<Option<SendRequest<Outgoing>>>,
+    idle: Mutex<Option<Link>>,
     pinned: OnceLock<CertificateDer<'static>>,
 }
 
-struct Origin {
-    /// `host:port`, as it is dialled and shown.
-    address: String,
-    /// What the `Host` field says.
-    host: HeaderValue,
-    name: ServerName<'static>,
+/// A connection and the task that drives it. Dropped in the middle of a request, the connection is cut, so that nothing of
+/// an abandoned body goes on being sent; dropped at rest, it says close_notify.
+struct Link {
+    sender: SendRequest<Outgoing>,
+    task: Option<JoinHandle<()>>,
+    /// Since when it rests; none in the middle of a request.
+    rests: Option<Instant>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take()
+            && self.rests.is_none()
+        {
+            task.abort();
+        }
+    }
 }
 
 /// The parts of a request that differ.
@@ -108,6 +124,16 @@ impl Client {
     #[must_use]
     pub fn pinned_root(&self) -> Option<CertificateDer<'static>> {
         self.pinned.get().cloned()
+    }
+
+    /// Closes the connection that is kept and waits until close_notify was sent; without it a runtime that ends at once may
+    /// cut the connection instead.
+    pub async fn close(self) {
+        let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let task = kept.and_then(|mut link| link.task.take()); // The sender ends here, and with it the conversation.
+        if let Some(task) = task {
+            let _ = timeout(self.timeouts.connect, task).await;
+        }
     }
 
     /// GET a JSON value of at most [`MAX_ANSWER`] bytes.
@@ -183,11 +209,9 @@ impl Client {
                 let _ = want.send(());
             }
         });
-        let (mut sender, response) = self.send(request, &progress).await?;
+        let (link, response) = self.send(request, &progress).await?;
         let bytes = self.answer(response, MAX_ANSWER).await?;
-        if sender.ready().await.is_ok() {
-            self.keep(sender);
-        }
+        self.keep(link); // Not after a refusal: the rest of the source would have to be sent first.
         json(&bytes)
     }
 
@@ -196,7 +220,7 @@ impl Client {
         let mut all = vec![(CONNECTION.as_str(), "upgrade"), (UPGRADE.as_str(), PROTOCOL)];
         all.extend_from_slice(headers);
         let request = self.build(&Ask { method: Method::GET, path, bearer, headers: &all }, Outgoing::Whole(None))?;
-        let (_sender, response) = self.send(request, &Progress::begin()).await?;
+        let (_link, response) = self.send(request, &Progress::begin()).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS || !asks_for_tunnel(response.headers()) {
             self.answer(response, MAX_ANSWER).await?;
             return Err(Refusal::new(Code::UnexpectedMessage, format!("{} opens no tunnel at {path}", self.address())));
@@ -211,9 +235,11 @@ impl Client {
 
     async fn exchange(&self, ask: Ask<'_>, body: Bytes, max: usize) -> Result<Bytes> {
         let request = self.build(&ask, Outgoing::Whole(Some(body)))?;
-        let (sender, response) = self.send(request, &Progress::begin()).await?;
+        let (link, response) = self.send(request, &Progress::begin()).await?;
         let bytes = self.answer(response, max).await;
-        self.keep(sender); // Also after a refusal; one that is closed or not read to its end is found out before its next use.
+        if !bytes.as_ref().is_err_and(|refusal| matches!(refusal.code, Code::TooLarge | Code::TimedOut | Code::PathTruncated)) {
+            self.keep(link); // Also after a refusal: its answer was read to the end.
+        }
         bytes
     }
 
@@ -232,21 +258,24 @@ impl Client {
         request.body(body).map_err(|e| wrong("the address or a header field", e))
     }
 
-    /// Sends on the kept connection, or on a new one when there is none or when it ended before it took the request.
-    async fn send(&self, mut request: Request<Outgoing>, progress: &Progress) -> Result<(SendRequest<Outgoing>, Response<Incoming>)> {
+    /// Sends on the kept connection, or on a new one when there is none, when it ended before it took the request, or when it
+    /// ended without an answer to a GET, which bears repeating (RFC 9110 §9.2.2).
+    async fn send(&self, mut request: Request<Outgoing>, progress: &Progress) -> Result<(Link, Response<Incoming>)> {
         if let Some(mut kept) = self.take_kept()
-            && kept.ready().await.is_ok()
+            && self.in_time(progress, kept.sender.ready()).await?.is_ok()
         {
-            match self.in_time(progress, kept.try_send_request(request)).await? {
+            kept.rests = None;
+            let again = repeatable(&request);
+            match self.in_time(progress, kept.sender.try_send_request(request)).await? {
                 Ok(response) => return Ok((kept, response)),
-                Err(mut failed) => match failed.take_message() {
-                    Some(unsent) => request = unsent,
+                Err(mut failed) => match failed.take_message().or(again) {
+                    Some(unanswered) => request = unanswered,
                     None => return Err(self.cut(failed.into_error())),
                 },
             }
         }
         let mut fresh = self.connect().await?;
-        match self.in_time(progress, fresh.send_request(request)).await? {
+        match self.in_time(progress, fresh.sender.send_request(request)).await? {
             Ok(response) => Ok((fresh, response)),
             Err(error) => Err(self.cut(error)),
         }
@@ -276,28 +305,30 @@ impl Client {
         if status.is_success() { Ok(bytes) } else { Err(Problem::refusal_in(status, &bytes)) }
     }
 
-    fn take_kept(&self) -> Option<SendRequest<Outgoing>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).take().filter(|kept| !kept.is_closed())
+    fn take_kept(&self) -> Option<Link> {
+        let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
+        kept.filter(|kept| !kept.sender.is_closed() && kept.rests.is_some_and(|since| since.elapsed() < MAX_REST))
     }
 
-    fn keep(&self, sender: SendRequest<Outgoing>) {
-        if !sender.is_closed() {
-            *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+    fn keep(&self, mut link: Link) {
+        link.rests = Some(Instant::now());
+        if !link.sender.is_closed() {
+            *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<Outgoing>> {
+    async fn connect(&self) -> Result<Link> {
         let tls = timeout(self.timeouts.connect, self.handshake())
             .await
             .map_err(|e| Refusal::new(Code::ServerUnreachable, format!("{} does not answer", self.address())).because(e))??;
         let io = TokioIo::new(Watched::new(tls, self.timeouts.answer, None));
         let (sender, connection) = http1::handshake(io).await.map_err(|e| self.cut(e))?;
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "a connection ended early");
             }
         });
-        Ok(sender)
+        Ok(Link { sender, task: Some(task), rests: None })
     }
 
     async fn handshake(&self) -> Result<ClientTls> {
@@ -328,6 +359,18 @@ impl Client {
     }
 }
 
+/// A copy of a request that changes nothing at the server; a tunnel's uses up a ticket.
+fn repeatable(request: &Request<Outgoing>) -> Option<Request<Outgoing>> {
+    let harmless = request.method() == Method::GET && !request.headers().contains_key(UPGRADE);
+    let Outgoing::Whole(body) = request.body() else { return None };
+    harmless.then(|| {
+        let mut again = Request::new(Outgoing::Whole(body.clone()));
+        *again.uri_mut() = request.uri().clone();
+        *again.headers_mut() = request.headers().clone();
+        again
+    })
+}
+
 /// The refusal of our own body inside an HTTP error.
 fn inner_refusal(error: &hyper::Error) -> Option<Refusal> {
     let io = chain(Some(error)).filter_map(|e| e.downcast_ref::<std::io::Error>());
@@ -340,19 +383,4 @@ fn json<Res: DeserializeOwned>(bytes: &[u8]) -> Result<Res> {
         let place = format!("the server's answer is not what this version expects (line {} column {})", e.line(), e.column());
         Refusal::new(Code::Malformed, place).because(e)
     })
-}
-
-impl Origin {
-    fn parse(base_url: &str) -> Result<Self> {
-        let wrong = || Refusal::new(Code::ConfigInvalid, format!("{base_url:?} is not of the form https://host:port"));
-        let uri: Uri = base_url.parse().map_err(|_| wrong())?;
-        let plain = uri.scheme_str() == Some("https") && matches!(uri.path_and_query().map(|p| p.as_str()), None | Some("" | "/"));
-        let authority = uri.authority().filter(|a| plain && !a.as_str().contains('@')).ok_or_else(wrong)?;
-        let bare = authority.host().trim_start_matches('[').trim_end_matches(']');
-        Ok(Self {
-            address: format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(443)),
-            host: HeaderValue::try_from(authority.as_str()).map_err(|_| wrong())?,
-            name: ServerName::try_from(bare.to_owned()).map_err(|_| wrong())?,
-        })
-    }
 }

@@ -16,6 +16,7 @@ pub mod client;
 mod client_body;
 mod deadline;
 pub mod extract;
+mod origin;
 pub mod problem;
 pub mod serve;
 pub mod tls;

@@ -22,7 +22,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::BufReader;
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -38,6 +38,8 @@ const HTTP_BUFFER: usize = 64 * 1024;
 const MAX_HEADERS: usize = 64;
 /// How long the loop rests when the system has no file descriptor for it.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// How long close_notify may take on a connection that is given up.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The limits of one listener. A peer is an IPv4 address or an IPv6 /64.
 #[derive(Clone, Debug)]
@@ -186,15 +188,19 @@ async fn speak_http(shared: &Shared, tls: ServerTls, peer: SocketAddr, place: Ad
         .max_header_size(limits.max_header)
         .max_buf_size(HTTP_BUFFER.max(limits.max_header))
         .max_headers(MAX_HEADERS);
-    let mut conversation = pin!(http.serve_connection(io, service).with_upgrades());
+    let mut conversation = http.serve_connection(io, service).with_upgrades();
     let outcome = tokio::select! {
-        outcome = conversation.as_mut() => outcome,
+        outcome = &mut conversation => outcome,
         () = async { drop(stopped.wait_for(|stop| *stop).await) } => {
-            conversation.as_mut().graceful_shutdown();
-            conversation.await
+            std::pin::Pin::new(&mut conversation).graceful_shutdown();
+            (&mut conversation).await
         }
     };
     if let Err(error) = outcome {
         tracing::debug!(%peer, %error, "an HTTP connection ended early");
+        if let Some(parts) = conversation.into_parts() {
+            // hyper only drops what it gives up, a connection that rested too long for one; TLS ends with close_notify.
+            let _ = timeout(FAREWELL, parts.io.into_inner().shutdown()).await;
+        }
     }
 }
