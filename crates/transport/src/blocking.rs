@@ -39,6 +39,8 @@ pub struct BlockingTls {
     received: Received,
     head: Bytes,
     connection: Connection,
+    /// A failure behind bytes that a read gave out first.
+    failed: Option<io::Error>,
     _place: Option<Admitted>,
 }
 
@@ -47,6 +49,12 @@ struct Received {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+}
+
+impl Received {
+    fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
 }
 
 impl BlockingTls {
@@ -72,7 +80,7 @@ impl BlockingTls {
         let end = ciphertext.len();
         let mut buffer = ciphertext;
         buffer.resize(READ_AT_ONCE.max(end), 0);
-        Ok(Self { socket, received: Received { buffer, start: 0, end }, head, connection, _place: place })
+        Ok(Self { socket, received: Received { buffer, start: 0, end }, head, connection, failed: None, _place: place })
     }
 
     /// The TLS connection, for its exporter (RFC 8446 §7.5) and negotiated parameters.
@@ -115,7 +123,7 @@ impl BlockingTls {
 
     /// Gives TLS more ciphertext, from the buffer or else from the socket.
     fn receive(&mut self) -> io::Result<()> {
-        if self.received.start == self.received.end {
+        if self.received.is_empty() {
             self.received.start = 0;
             self.received.end = loop {
                 match self.socket.read(&mut self.received.buffer) {
@@ -147,10 +155,22 @@ impl Read for BlockingTls {
             self.head.copy_to_slice(&mut buf[..n]);
             return Ok(n);
         }
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let mut filled = 0;
         loop {
-            match self.connection.reader().read(buf) {
-                Err(e) if e.kind() == ErrorKind::WouldBlock => self.receive()?,
-                outcome => return outcome,
+            match self.connection.reader().read(&mut buf[filled..]) {
+                Ok(0) => return Ok(filled),
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock && filled == 0 => self.receive()?,
+                Err(e) if e.kind() == ErrorKind::WouldBlock && !self.received.is_empty() => self.failed = self.receive().err(),
+                Err(_) if filled > 0 => return Ok(filled),
+                Err(e) => return Err(e),
+            }
+            if filled > 0 && (self.received.is_empty() || self.failed.is_some()) {
+                // What is there is given out before the socket is waited for, or before a failure that came behind it.
+                return self.connection.reader().read(&mut buf[filled..]).map_or(Ok(filled), |n| Ok(filled + n));
             }
         }
     }

@@ -19,12 +19,18 @@ pub(crate) type ServerTls = tokio_rustls::server::TlsStream<Line>;
 pub(crate) type ClientTls = tokio_rustls::client::TlsStream<Line>;
 
 /// A failed read or write on a path as a refusal: the refusal inside the error if there is one, otherwise by its kind. An
-/// end of file without close_notify and a reset are [`Code::PathTruncated`].
+/// end of file without close_notify, a reset and an alert are [`Code::PathTruncated`], bytes that are not the peer's TLS
+/// [`Code::Malformed`], a time-out is [`Code::TimedOut`].
 #[must_use]
 pub fn refusal_of(what: &str, error: io::Error) -> Refusal {
     match error.downcast::<Refusal>() {
         Ok(refusal) => refusal,
         Err(error) => match error.kind() {
+            ErrorKind::InvalidData => {
+                let alert = matches!(error.get_ref().and_then(|e| e.downcast_ref()), Some(rustls::Error::AlertReceived(_)));
+                let code = if alert { Code::PathTruncated } else { Code::Malformed };
+                Refusal::new(code, format!("{what}: {error}")).because(error)
+            }
             ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
                 Refusal::new(Code::PathTruncated, format!("{what}: the connection was cut without a farewell")).because(error)
             }

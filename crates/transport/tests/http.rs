@@ -223,3 +223,22 @@ async fn raw(running: &Running, request: &[u8]) -> String {
     tls.read_to_string(&mut answer).await.unwrap();
     answer
 }
+
+#[tokio::test]
+async fn a_client_that_is_closed_says_so_to_the_server() {
+    let site = Site::new();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let acceptor = tokio_rustls::TlsAcceptor::from(site.tls());
+    let server = tokio::spawn(async move {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let mut tls = acceptor.accept(tcp).await.unwrap();
+        let _ = tls.read(&mut [0; 4096]).await.unwrap();
+        tls.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+        tls.read(&mut [0; 1]).await
+    });
+    let client = chipbound_transport::Client::new(&url, chipbound_transport::ServerTrust::Root(site.root)).unwrap();
+    assert_eq!(client.get_bytes("/", None, 10).await.unwrap(), "{}");
+    client.close().await;
+    assert_eq!(server.await.unwrap().unwrap(), 0, "an end without close_notify would be an error");
+}

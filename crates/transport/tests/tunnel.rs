@@ -208,3 +208,25 @@ async fn a_client_end_can_block_too_and_exports_the_same_secret() {
     });
     assert_eq!(server.await.unwrap().unwrap(), client.await.unwrap().unwrap());
 }
+
+#[tokio::test]
+async fn altered_bytes_are_an_error_behind_the_good_ones_before_them() {
+    let (running, mut streams) = start().await;
+    let tcp = tokio::net::TcpStream::connect(running.addr).await.unwrap();
+    let config = client_config(&running.trust).unwrap();
+    let mut tls = tokio_rustls::TlsConnector::from(config).connect(running.addr.ip().into(), tcp).await.unwrap();
+    tls.write_all(b"GET /tunnel HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: chipbound/1\r\n\r\n").await.unwrap();
+    let stream = streams.recv().await.unwrap().unwrap();
+    tls.write_all(&pattern(40_000)).await.unwrap();
+    tls.flush().await.unwrap();
+    let forged = [&[23, 3, 3, 0, 32][..], &[9; 32]].concat();
+    tls.get_mut().0.write_all(&forged).await.unwrap();
+    let (seen, error) = on_thread(move || {
+        let (mut path, mut seen) = (blocking(stream), Vec::new());
+        let error = path.read_to_end(&mut seen).unwrap_err();
+        (seen, error)
+    })
+    .await;
+    assert!(seen == pattern(40_000));
+    assert_eq!(refusal_of("reading", error).code, Code::Malformed);
+}
