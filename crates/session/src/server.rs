@@ -4,9 +4,7 @@
 use crate::{Channel, Context, Roots, exchange};
 use chipbound_wire::bounded::{Bytes, encode};
 use chipbound_wire::certificate::{SealingKey, Trust};
-use chipbound_wire::documents::{
-    Acknowledgement, ExchangeFacts, Manifest, Offer, ProcessorExchange, Seal, ServerExchange, Terms, Wrap,
-};
+use chipbound_wire::documents::{Acknowledgement, ExchangeFacts, Manifest, Offer, ProcessorExchange, Seal, ServerExchange, Terms, Wrap};
 use chipbound_wire::messages::{Hello, Kind, Start, payload, read_payload};
 use chipbound_wire::random::{Random, fresh};
 use chipbound_wire::signed::{Signer, Verified, verify_document};
