@@ -17,7 +17,7 @@ const MAX_PROGRAM_HEADERS: u16 = 1024;
 /// The longest path of an interpreter, its closing NUL included, bytes (`PATH_MAX`).
 const MAX_INTERPRETER: u64 = 4096;
 /// Above the highest address that a program of 47 address bits can have.
-const ADDRESS_END: u64 = 1 << 47;
+pub(crate) const ADDRESS_END: u64 = 1 << 47;
 
 /// Bytes at an offset of the file; shorter files are an error.
 pub(crate) type ReadAt<'a> = dyn Fn(u64, &mut [u8]) -> io::Result<()> + 'a;

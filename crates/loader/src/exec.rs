@@ -76,15 +76,16 @@ pub struct AtExec {
     traced: Traced,
     memory: Memory,
     registers: Registers,
+    listener: Listener,
     injector: Option<Injector>,
     since: Instant,
 }
 
 impl AtExec {
-    pub(crate) fn new(traced: Traced, since: Instant) -> Result<Self, LoadError> {
+    pub(crate) fn new(traced: Traced, listener: Listener, since: Instant) -> Result<Self, LoadError> {
         let registers = Registers::of(traced.pid()).map_err(system("the registers of the process cannot be read"))?;
         let memory = Memory::open(&traced);
-        Ok(Self { traced, memory, registers, injector: None, since })
+        Ok(Self { traced, memory, registers, listener, injector: None, since })
     }
 
     /// The process.
@@ -152,19 +153,18 @@ impl AtExec {
         let bias = self.check(image, &maps)?;
 
         // 5. Its signals wait; what it will need to receive lies below its stack.
-        let listener = Listener::bind()?;
         let injector = Injector::begin(&self.traced, &self.memory, &maps, self.registers)?;
         let at = injector.scratch(SCRATCH);
         self.injector = Some(injector);
         let mut below = [0; SCRATCH];
         self.memory.read(at, &mut below)?;
-        self.memory.write(at, &listener.scratch(at))?;
+        self.memory.write(at, &self.listener.scratch(at))?;
 
         // 6. From here on nobody else of its user reads it.
         self.call("prctl", libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, 0, 0, 0, 0, 0])?;
 
         // 7. It fetches its memory file itself.
-        let (socket, file) = self.receive(&listener, at, image)?;
+        let (socket, file) = self.receive(at, image)?;
 
         // 8. Every segment is mapped over.
         for part in image.parts() {
@@ -180,18 +180,18 @@ impl AtExec {
 
     fn check(&self, image: &Image, maps: &str) -> Result<u64, LoadError> {
         let auxiliary = Auxiliary::read(&self.memory, self.registers.stack())?;
-        let expected =
-            Expected { program: image.program(), exe: self.exe_stat()?, entry: self.registers.instruction(), auxiliary: &auxiliary, maps };
+        let expected = Expected { image, exe: self.exe_stat()?, entry: self.registers.instruction(), auxiliary: &auxiliary, maps };
         expected.check(|| self.exe().ok())
     }
 
     /// Connects the process, hands the memory file over and returns the process's descriptors of socket and file.
-    fn receive(&mut self, listener: &Listener, at: u64, image: &Image) -> Result<(u64, u64), LoadError> {
+    fn receive(&mut self, at: u64, image: &Image) -> Result<(u64, u64), LoadError> {
+        self.listener.open()?;
         let kind = (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
         let socket = self.try_call(libc::SYS_socket, [libc::AF_UNIX as u64, kind, 0, 0, 0, 0]).map_err(out_of_reach("socket"))?;
-        let (address, length) = listener.address(at);
+        let (address, length) = self.listener.address(at);
         self.try_call(libc::SYS_connect, [socket, address, length, 0, 0, 0]).map_err(out_of_reach("connect"))?;
-        let connection = listener.hand_over(self.traced.pid(), image.descriptor())?;
+        let connection = self.listener.hand_over(self.traced.pid(), image.descriptor())?;
         let flags = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
         self.call("recvmsg", libc::SYS_recvmsg, [socket, Listener::message(at), flags, 0, 0, 0])?;
         drop(connection);

@@ -32,6 +32,9 @@ const CONTROL_LEN: u64 = 20;
 const MESSAGE_FLAGS: usize = MESSAGE + 48;
 
 /// A socket of this start alone, under an abstract name that the kernel chose.
+///
+/// It listens only from the moment on when the process is about to connect: until then strangers are refused, not queued.
+#[derive(Debug)]
 pub(crate) struct Listener {
     socket: OwnedFd,
     name: Vec<u8>,
@@ -42,11 +45,15 @@ impl Listener {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(system("no socket for the start"))?;
         bind(&socket, &SocketAddrUnix::new_unnamed()).map_err(system("no name for the socket of the start"))?;
-        listen(&socket, BACKLOG).map_err(system("the socket of the start does not listen"))?;
         let address = getsockname(&socket).map_err(system("the socket of the start has no name"))?;
         let address = SocketAddrUnix::try_from(address).map_err(system("the socket of the start has no name"))?;
         let name = address.abstract_name().unwrap_or_default().to_vec();
         Ok(Self { socket, name })
+    }
+
+    /// Begins to take connections.
+    pub(crate) fn open(&self) -> Result<(), LoadError> {
+        listen(&self.socket, BACKLOG).map_err(system("the socket of the start does not listen"))
     }
 
     /// What the process needs in its memory, to lie at `at`: see the offsets above.
@@ -135,6 +142,7 @@ mod tests {
     #[test]
     fn a_stranger_gets_no_memory_file() {
         let listener = Listener::bind().unwrap();
+        listener.open().unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
         let strangers = [connected(&listener), connected(&listener)];
         let process = getppid().unwrap();
@@ -147,6 +155,7 @@ mod tests {
     #[test]
     fn the_process_itself_gets_the_memory_file() {
         let listener = Listener::bind().unwrap();
+        listener.open().unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
         let process = connected(&listener);
         let kept = listener.hand_over(getpid(), file.as_fd()).unwrap();

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::mm::ProtFlags;
@@ -13,6 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::elf::{PAGE, Program, Segment, page_floor};
 use crate::error::{LoadError, system};
+use crate::interpreter::{Interpreter, LastInterpreter};
 
 /// How many bytes are taken from the source at once; with the headers all that a build holds outside the memfd.
 pub const STEP: usize = 256 * 1024;
@@ -45,6 +47,7 @@ pub struct Image {
     bytes: u64,
     program: Program,
     parts: Vec<Part>,
+    interpreter: LastInterpreter,
 }
 
 /// The pages of one segment inside the memfd.
@@ -81,7 +84,7 @@ impl Image {
             fill(&memory, source, segment, part, &mut buf)?;
         }
         seal(&memory)?;
-        Ok(Self { memory, bytes, program, parts })
+        Ok(Self { memory, bytes, program, parts, interpreter: LastInterpreter::default() })
     }
 
     /// The size of the memory file, bytes: the program's own memory, shared by all its processes.
@@ -98,6 +101,11 @@ impl Image {
 
     pub(crate) fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// The dynamic linker that stands at its path now.
+    pub(crate) fn found_interpreter(&self, path: &Path) -> Result<Arc<Interpreter>, LoadError> {
+        self.interpreter.at(path)
     }
 
     pub(crate) fn parts(&self) -> &[Part] {

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::process::Pid;
 
@@ -91,7 +92,7 @@ impl Injector {
 
     /// An address range of `size` bytes below the stack that the program does not use yet, aligned to 64 bytes.
     pub(crate) fn scratch(&self, size: usize) -> u64 {
-        (self.before.stack() - RED_ZONE - size as u64) & !63
+        self.before.stack().saturating_sub(RED_ZONE + size as u64) & !63
     }
 
     /// Makes one system call and returns its result.
@@ -125,8 +126,16 @@ fn find_gadget(memory: &Memory, maps: &str) -> Result<u64, LoadError> {
     let (start, end) = line.split_once(' ').and_then(|(range, _)| range.split_once('-')).ok_or_else(none)?;
     let number = |text| u64::from_str_radix(text, 16).map_err(|_| none());
     let (start, end) = (number(start)?, number(end)?);
+    // All processes have the same vDSO, so the place found last is looked at first.
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let last = start + LAST.load(Ordering::Relaxed);
+    let mut found = [0; SYSCALL.len()];
+    if last < end && memory.read(last, &mut found).is_ok() && found == SYSCALL {
+        return Ok(last);
+    }
     let mut code = vec![0; usize::try_from(end.saturating_sub(start)).unwrap_or(0).min(MAX_VDSO)];
     memory.read(start, &mut code)?;
     let at = code.windows(SYSCALL.len()).position(|bytes| bytes == SYSCALL).ok_or_else(none)?;
+    LAST.store(at as u64, Ordering::Relaxed);
     Ok(start + at as u64)
 }

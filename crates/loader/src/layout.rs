@@ -2,13 +2,12 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, Stat, fstat, major, minor, open};
+use rustix::fs::{Stat, major, minor};
 
-use crate::elf::{Program, page_floor};
-use crate::error::{LoadError, system};
+use crate::elf::{ADDRESS_END, Program, page_floor};
+use crate::error::LoadError;
+use crate::image::Image;
 use crate::inject::Memory;
 use crate::sys::listed_as;
 
@@ -103,7 +102,7 @@ struct Mapping {
 
 /// Compares a process at its exec stop with what the verified program must look like there, and returns its load bias.
 pub(crate) struct Expected<'a> {
-    pub(crate) program: &'a Program,
+    pub(crate) image: &'a Image,
     /// `/proc/PID/exe`, opened without reading rights.
     pub(crate) exe: Stat,
     pub(crate) entry: u64,
@@ -119,24 +118,29 @@ impl Expected<'_> {
         if self.auxiliary.get(libc::AT_SECURE) != 0 {
             return Err(LoadError::Privileged);
         }
-        let bias = self.bias()?;
+        let (bias, program) = (self.bias()?, self.image.program());
         let actual = parse(self.maps)?;
-        let mut expected = mappings(self.program, bias, &file_columns(&self.exe), true);
+        let mut expected = mappings(program, bias, &file_columns(&self.exe), true);
         if !contained(&expected, &actual) {
             let listed = exe_file().and_then(|file| listed_as(file.as_fd()).ok());
-            expected = mappings(self.program, bias, &listed.unwrap_or_else(|| file_columns(&self.exe)), true);
+            expected = mappings(program, bias, &listed.unwrap_or_else(|| file_columns(&self.exe)), true);
         }
         let base = self.auxiliary.get(libc::AT_BASE);
-        match &self.program.interpreter {
+        match &program.interpreter {
             Some(path) => {
-                let interpreter = Interpreter::open(path)?;
-                if self.entry != base.wrapping_add(interpreter.program.entry) {
+                let interpreter = self.image.found_interpreter(path)?;
+                if base >= ADDRESS_END || self.entry != base.wrapping_add(interpreter.program.entry) {
                     return Err(mismatch("it does not begin in its interpreter"));
                 }
-                expected.extend(interpreter.mappings(base, &actual));
+                let mut its = mappings(&interpreter.program, base, &file_columns(&interpreter.stat), false);
+                if !contained(&its, &actual) {
+                    let listed = listed_as(interpreter.file.as_fd()).unwrap_or_default();
+                    its = mappings(&interpreter.program, base, &listed, false);
+                }
+                expected.append(&mut its);
             }
             None if base != 0 => return Err(mismatch("it has an interpreter that the program does not name")),
-            None if self.entry != bias.wrapping_add(self.program.entry) => return Err(mismatch("it does not begin at its entry point")),
+            None if self.entry != bias.wrapping_add(program.entry) => return Err(mismatch("it does not begin at its entry point")),
             None => {}
         }
         compare(expected, actual)?;
@@ -144,48 +148,18 @@ impl Expected<'_> {
     }
 
     fn bias(&self) -> Result<u64, LoadError> {
-        let bias = self.auxiliary.get(libc::AT_ENTRY).wrapping_sub(self.program.entry);
-        let allowed = if self.program.movable { page_floor(bias) == bias && bias < 1 << 47 } else { bias == 0 };
+        let program = self.image.program();
+        let bias = self.auxiliary.get(libc::AT_ENTRY).wrapping_sub(program.entry);
+        let allowed = if program.movable { page_floor(bias) == bias && bias < ADDRESS_END } else { bias == 0 };
         if !allowed {
             return Err(mismatch("its entry point is another one"));
         }
-        if self.auxiliary.get(libc::AT_PHDR) != bias + self.program.headers
-            || self.auxiliary.get(libc::AT_PHNUM) != u64::from(self.program.header_count)
+        if self.auxiliary.get(libc::AT_PHDR) != bias + program.headers
+            || self.auxiliary.get(libc::AT_PHNUM) != u64::from(program.header_count)
         {
             return Err(mismatch("its program headers are others"));
         }
         Ok(bias)
-    }
-}
-
-/// The dynamic linker as this side finds it by the path in the verified program.
-struct Interpreter {
-    file: File,
-    stat: Stat,
-    program: Program,
-}
-
-impl Interpreter {
-    fn open(path: &Path) -> Result<Self, LoadError> {
-        let fd = open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
-            .map_err(system("the interpreter of the program cannot be opened"))?;
-        let stat = fstat(&fd).map_err(system("the interpreter of the program cannot be examined"))?;
-        let file = File::from(fd);
-        let len = u64::try_from(stat.st_size).unwrap_or(0);
-        let program = Program::parse(len, &|offset, buf| file.read_exact_at(buf, offset))?;
-        if !program.movable || program.interpreter.is_some() {
-            return Err(LoadError::Unsupported("its interpreter is not a dynamic linker".into()));
-        }
-        Ok(Self { file, stat, program })
-    }
-
-    fn mappings(&self, base: u64, actual: &[Mapping]) -> Vec<Mapping> {
-        let expected = mappings(&self.program, base, &file_columns(&self.stat), false);
-        if contained(&expected, actual) {
-            return expected;
-        }
-        let listed = listed_as(self.file.as_fd()).unwrap_or_else(|_| file_columns(&self.stat));
-        mappings(&self.program, base, &listed, false)
     }
 }
 

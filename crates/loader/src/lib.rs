@@ -67,6 +67,7 @@ mod exec;
 mod handover;
 mod image;
 mod inject;
+mod interpreter;
 mod layout;
 mod sys;
 mod trace;

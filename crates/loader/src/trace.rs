@@ -10,6 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::error::{LoadError, system};
 use crate::exec::AtExec;
+use crate::handover::Listener;
 use crate::sys::{self, Alarm, Stop};
 
 /// How long a process may take to stop or die after it was told to, when the deadline has passed already.
@@ -54,13 +55,14 @@ impl Tracer {
     /// deadline: the client is then let go.
     pub fn await_exec(mut self, deadline: Duration) -> Result<AtExec, LoadError> {
         self.traced.alarm = Some(Alarm::after(deadline).map_err(system("no timer for the deadline"))?);
+        let listener = Listener::bind()?;
         for _ in 0..MAX_STOPS {
             match self.traced.wait()? {
                 Stop::Exec => {
                     self.traced.phase = Phase::Stopped;
                     let stopped = Instant::now();
                     self.traced.run_to_syscall_stop()?;
-                    return AtExec::new(self.traced, stopped);
+                    return AtExec::new(self.traced, listener, stopped);
                 }
                 Stop::Signal(signal) => self.traced.resume(signal)?,
                 Stop::Group(_) => sys::listen(self.traced.pid).or_else(|error| self.traced.unless_killed(error))?,

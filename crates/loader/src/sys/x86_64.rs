@@ -9,7 +9,7 @@ use super::ptrace;
 /// `e_machine` of programs for this machine.
 pub(crate) const MACHINE: u16 = object::elf::EM_X86_64;
 /// The system call instruction, as it is looked for in the vDSO.
-pub(crate) const SYSCALL: &[u8] = &[0x0f, 0x05];
+pub(crate) const SYSCALL: [u8; 2] = [0x0f, 0x05];
 /// What the ABI keeps free below the stack pointer, bytes.
 pub(crate) const RED_ZONE: u64 = 128;
 
