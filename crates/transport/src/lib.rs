@@ -5,6 +5,7 @@
 //! - [`serve`](mod@serve): an accept loop with caps, rates and time-outs (attack A16);
 //! - [`upgrade`]: from a request to the raw TLS stream of a tunnel, and [`BlockingTls`] for a role that runs on a thread;
 //! - [`client`]: requests that answer with a value or a [`Refusal`](chipbound_wire::Refusal);
+//! - [`enrolment`]: the client's side of enrolment at an authority;
 //! - [`problem`] and [`extract`]: refusals as RFC 9457 problem details, both ways.
 //!
 //! What it does not do: it knows no route, no document, no account and no clock of the protocol; it issues no certificate;
@@ -15,6 +16,7 @@ pub mod blocking;
 pub mod client;
 mod client_body;
 mod deadline;
+pub mod enrolment;
 pub mod extract;
 mod origin;
 pub mod problem;

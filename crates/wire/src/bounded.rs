@@ -32,6 +32,12 @@ impl<const MAX: usize> std::ops::Deref for Bytes<MAX> {
     }
 }
 
+impl<const MAX: usize> AsRef<[u8]> for Bytes<MAX> {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl<const MAX: usize> std::fmt::Debug for Bytes<MAX> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} bytes", self.0.len())
