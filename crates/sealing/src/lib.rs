@@ -8,7 +8,29 @@
 
 pub mod at_rest;
 mod cipher;
+mod elf;
+pub mod gate;
 mod kdf;
+mod kem;
+mod keys;
+mod layout;
+mod manifest;
+pub mod package;
+mod pages;
 mod read_at;
+mod reader;
+mod secret;
+mod wrap;
 
+pub use gate::ReleaseSecret;
+pub use kem::{Decapsulate, SealingKeyPair, SessionKey};
+pub use keys::{ContentKey, PageKeys};
+pub use layout::{CHUNK_STEP, Layout, MAX_PATCHES, MAX_RANGES, Patch, Range};
+pub use manifest::{open_manifest, seal_manifest};
+pub use package::Package;
+pub use pages::{Opened, Opener, Roots, Sealer, plain_digest};
 pub use read_at::ReadAt;
+pub use reader::PackageReader;
+pub use wrap::{
+    DirectWrap, open_possession, open_release, open_session, open_wrap, seal_possession, seal_release, wrap_common, wrap_session,
+};

@@ -205,7 +205,7 @@ pub struct Terms {
     /// Drawn fresh for each encryption.
     #[n(7)]
     pub package_id: Digest,
-    /// Commitment to the release secret (`sealing::gate::commit_release_secret`).
+    /// Commitment to the release secret (`sealing::gate::ReleaseSecret::commitment`).
     #[n(8)]
     pub release_commitment: Digest,
     /// Commitment to the content key, from the same derivation as the page key.

@@ -1,0 +1,6 @@
+//! What this crate claims.
+
+mod common;
+mod data;
+mod programs;
+mod wraps;
