@@ -203,6 +203,10 @@ codes! {
     AcknowledgementMismatch = "acknowledgement_mismatch", Peer, 409, "Run the delivery again.";
     /// The receipt is not one of this server or not for this order.
     ReceiptMismatch = "receipt_mismatch", Denied, 403, "Use a receipt that this server signed.";
+    /// The price is above what the buyer allowed.
+    PriceExceeded = "price_exceeded", Caller, 402, "Nothing was charged: raise --max-price if it is worth that.";
+    /// This release was bought for this processor before.
+    AlreadyBought = "already_bought", Caller, 409, "Have it again without a charge: chipbound redownload ORDER. To pay for another order: buy --again.";
     /// Something with this name is there already and differs.
     Conflict = "conflict", Caller, 409, "Choose another name or version.";
     /// Too many requests.

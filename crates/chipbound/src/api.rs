@@ -1,0 +1,102 @@
+//! The first path (steps 1001, 1002, 1009) as calls: each route of [`chipbound_wire::api`] by its name.
+
+use crate::home::Session;
+use chipbound_transport::{Client, ClientRaw, ServerTrust};
+use chipbound_wire::api::{
+    Account, Acknowledge, Agreement, Base64, Catalogue, IDEMPOTENCY_HEADER, LogIn, NewOrder, NewRelease, Order, Published, Receipts,
+    Redownload, Settled, TICKET_HEADER, Ticket, Upload,
+};
+use chipbound_wire::{Digest, OrderId, Result};
+use http::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::AsyncRead;
+use zeroize::Zeroizing;
+
+/// A server's API in the name of one user.
+pub struct Api {
+    client: Client,
+    token: Zeroizing<String>,
+}
+
+impl Api {
+    /// Logs in at `server`; the session is what later calls need.
+    pub async fn log_in(server: &str, trust: ServerTrust, user: &str, password: &str) -> Result<chipbound_wire::api::Session> {
+        let body = LogIn { user: user.to_owned(), password: password.to_owned() };
+        Client::new(server, trust)?.post_json("/v1/sessions", None, &[], &body).await
+    }
+
+    /// The API with a session that was kept.
+    pub fn with(session: &Session) -> Result<Self> {
+        Ok(Self { client: Client::new(&session.server, session.trust()?)?, token: Zeroizing::new(session.token.clone()) })
+    }
+
+    /// Ends the session at the server.
+    pub async fn log_out(&self) -> Result<()> {
+        self.client.request(Method::DELETE, "/v1/sessions", Some(&self.token), &[], "application/json", Vec::new(), 1024).await.map(drop)
+    }
+
+    /// The user's account.
+    pub async fn account(&self) -> Result<Account> {
+        self.get("/v1/account").await
+    }
+
+    /// The newest release of each program.
+    pub async fn programs(&self) -> Result<Catalogue> {
+        self.get("/v1/programs").await
+    }
+
+    /// Announces a release.
+    pub async fn announce(&self, release: &NewRelease) -> Result<Upload> {
+        self.post("/v1/releases", &[], release).await
+    }
+
+    /// Sends the plaintext of an announced release, exactly `size` bytes.
+    pub async fn upload(&self, upload: &Upload, size: u64, plaintext: impl AsyncRead + Send + 'static) -> Result<Published> {
+        self.client.put_stream(&format!("/v1/releases/{}", upload.upload), Some(&self.token), &[], size, plaintext).await
+    }
+
+    /// Places an order; the same key places it once.
+    pub async fn order(&self, key: &str, order: &NewOrder) -> Result<Order> {
+        self.post("/v1/orders", &[(IDEMPOTENCY_HEADER, key)], order).await
+    }
+
+    /// Agrees to a confirmation: the price is held from now on.
+    pub async fn agree(&self, order: &OrderId, confirmation: Digest) -> Result<Order> {
+        self.post(&format!("/v1/orders/{order}/agreement"), &[], &Agreement { confirmation }).await
+    }
+
+    /// A fresh ticket for one second path.
+    pub async fn ticket(&self, order: &OrderId) -> Result<Ticket> {
+        self.post(&format!("/v1/orders/{order}/tickets"), &[], &serde_json::json!({})).await
+    }
+
+    /// Opens the tunnel of a ticket.
+    pub async fn tunnel(&self, ticket: &Ticket) -> Result<ClientRaw> {
+        self.client.upgrade("/v1/second-path", Some(&self.token), &[(TICKET_HEADER, &ticket.ticket.to_string())]).await
+    }
+
+    /// Hands in the processor's acknowledgement; the charge is captured once, whatever is repeated.
+    pub async fn acknowledge(&self, order: &OrderId, acknowledgement: Vec<u8>) -> Result<Settled> {
+        let body = Acknowledge { acknowledgement: Base64(acknowledgement) };
+        self.post(&format!("/v1/orders/{order}/acknowledgement"), &[], &body).await
+    }
+
+    /// The account's receipts, newest first.
+    pub async fn receipts(&self) -> Result<Receipts> {
+        self.get("/v1/receipts").await
+    }
+
+    /// Asks for a receipted release again.
+    pub async fn redownload(&self, receipt: &[u8]) -> Result<Order> {
+        self.post("/v1/redownloads", &[], &Redownload { receipt: Base64(receipt.to_vec()) }).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.client.get_json(path, Some(&self.token)).await
+    }
+
+    async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, headers: &[(&str, &str)], body: &B) -> Result<T> {
+        self.client.post_json(path, Some(&self.token), headers, body).await
+    }
+}

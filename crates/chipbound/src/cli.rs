@@ -1,0 +1,167 @@
+//! The command line: `run` first and alone, everything else by clap.
+
+use crate::home::Home;
+use crate::output::{Output, exit_code};
+use crate::run::run;
+use crate::verbs::{customer, package, processor, vendor};
+use chipbound_wire::{Code, Refusal, Result};
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Buy programs that run on one tamper-resistant processor alone.
+#[derive(Parser, Debug)]
+#[command(name = "chipbound", version, arg_required_else_help = true, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What every verb takes.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Common {
+    /// Folder of log-in and receipts [default: $CHIPBOUND_HOME, else ~/.config/chipbound]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+    /// The processor's socket [default: $CHIPBOUND_PROCESSOR, else the one last enrolled, else /run/chipbound/processor.sock]
+    #[arg(long, global = true, value_name = "SOCKET")]
+    pub processor: Option<PathBuf>,
+    /// Print one JSON object a line
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The verbs.
+#[derive(Subcommand, Debug)]
+enum Verb {
+    #[command(flatten)]
+    Customer(customer::Verb),
+    #[command(flatten)]
+    Package(package::Verb),
+    /// Publish a program or any other file, as its vendor
+    #[command(after_help = vendor::PUBLISH_EXAMPLE)]
+    Publish(vendor::Publish),
+    /// The vendor's identity
+    #[command(subcommand)]
+    Vendor(vendor::Verb),
+    /// The tamper-resistant processor of this machine
+    #[command(subcommand)]
+    Processor(processor::Verb),
+}
+
+/// The command, from its arguments to its exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Some((common, rest)) = parse_run(&arguments) {
+        return ExitCode::from(run_package(&common, &rest));
+    }
+    let cli = Cli::parse_from(arguments);
+    if let Verb::Package(package::Verb::Run { package }) = &cli.verb {
+        return ExitCode::from(run_package(&cli.common, package));
+    }
+    let output = Output::new(cli.common.json);
+    match execute(cli, &output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => {
+            output.refusal(&refusal);
+            ExitCode::from(exit_code(&refusal))
+        }
+    }
+}
+
+fn execute(cli: Cli, output: &Output) -> Result<()> {
+    let Cli { common, verb } = cli;
+    match verb {
+        Verb::Processor(verb) => processor::execute(verb, &common, output),
+        Verb::Package(verb) => in_shell(|| package::execute(verb, &common, output)),
+        Verb::Customer(verb) => in_shell(|| customer::execute(verb, &common, output)),
+        Verb::Publish(publish) => in_shell(|| vendor::publish(publish, &common, output)),
+        Verb::Vendor(verb) => in_shell(|| vendor::execute(verb, &common, output)),
+    }
+}
+
+/// Runs an asynchronous verb to its end, or to Ctrl-C or SIGTERM: then everything it began is undone as it is dropped.
+pub(crate) fn in_shell<F: Future<Output = Result<()>>>(verb: impl FnOnce() -> F) -> Result<()> {
+    let failed = |e| Refusal::io("the command's runtime", e);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = verb() => outcome,
+            cancelled = cancelled() => Err(cancelled),
+        }
+    });
+    runtime.shutdown_background(); // A thread that still waits for a processor must not keep the command.
+    outcome
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+pub(crate) async fn cancelled() -> Refusal {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () };
+            Refusal::new(Code::Cancelled, "stopped before the end; nothing half-written is left")
+        }
+        (Err(e), _) | (_, Err(e)) => Refusal::io("the command's signals", e),
+    }
+}
+
+/// `run PACKAGE ARGS…` without clap, so that a program starts quickly. None for every other command line, help included.
+fn parse_run(arguments: &[OsString]) -> Option<(Common, Vec<OsString>)> {
+    let [_, verb, rest @ ..] = arguments else { return None };
+    if verb != "run" {
+        return None;
+    }
+    let mut common = Common { home: None, processor: None, json: false };
+    let mut rest = rest;
+    loop {
+        match rest {
+            [option, value, tail @ ..] if option == "--processor" => (common.processor, rest) = (Some(value.into()), tail),
+            [option, value, tail @ ..] if option == "--home" => (common.home, rest) = (Some(value.into()), tail),
+            [option, tail @ ..] if option == "--" && !tail.is_empty() => return Some((common, tail.to_vec())),
+            [first, ..] if !first.as_encoded_bytes().starts_with(b"-") => return Some((common, rest.to_vec())),
+            _ => return None,
+        }
+    }
+}
+
+fn run_package(common: &Common, arguments: &[OsString]) -> u8 {
+    let told = common.processor.as_deref();
+    // Without a home there is still the socket that is told or usual.
+    let socket = Home::locate(common.home.as_deref())
+        .map_or_else(|_| told.unwrap_or(Path::new(crate::home::SYSTEM_SOCKET)).to_owned(), |h| h.processor(told));
+    let (refusal, code) = run(&socket, arguments);
+    Output::new(common.json).refusal(&refusal);
+    code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn strings(text: &str) -> Vec<OsString> {
+        text.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn whatever_follows_the_package_is_the_programs_own() {
+        let (common, rest) = parse_run(&strings("chipbound run --processor /p ./app --help --json -- x")).unwrap();
+        assert_eq!(common.processor, Some(PathBuf::from("/p")));
+        assert_eq!(rest, strings("./app --help --json -- x"));
+        let (_, rest) = parse_run(&strings("chipbound run -- -odd-name")).unwrap();
+        assert_eq!(rest, strings("-odd-name"));
+        for other in ["chipbound run --help", "chipbound run", "chipbound buy run", "chipbound run --unknown app"] {
+            assert!(parse_run(&strings(other)).is_none(), "{other}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Fig. 3 from top to bottom: what the client device does, with the source's step numbers (those of Fig. 2 in brackets).
+
+use super::place::{Placed, place, verify_again};
+use super::receive::{Received, receive, release};
+use super::store::{Partial, default_target};
+use super::{Device, blocking};
+use crate::receipts;
+use chipbound_wire::api::{OrderState, Settled};
+use chipbound_wire::certificate::Trust;
+use chipbound_wire::documents::{Confirmation, Receipt, ReleaseToken};
+use chipbound_wire::signed::{Verified, read_claims};
+use chipbound_wire::suite::KeyMode;
+use chipbound_wire::{Amount, Code, Refusal, Result};
+use serde_json::json;
+use std::path::PathBuf;
+
+/// How the second path reaches the server (source \[31\]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Way {
+    /// Inside the first path; the client relays.
+    #[default]
+    Tunnel,
+    /// On a line that the processor dials itself.
+    OwnLine,
+}
+
+/// What is to be bought.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// A program id, or the name after its slash.
+    pub program: String,
+    /// The version; the newest if none.
+    pub version: Option<String>,
+    /// The key mode; the server's policy if none.
+    pub key_mode: Option<KeyMode>,
+    /// How the second path reaches the server.
+    pub way: Way,
+    /// The most that may be charged.
+    pub max_price: Option<Amount>,
+    /// Where the package goes; the program's name in the current folder if none.
+    pub target: Option<PathBuf>,
+    /// Buy even if this release was bought for this processor before.
+    pub again: bool,
+}
+
+/// A delivery that ended well.
+#[derive(Clone, Debug)]
+pub struct Delivered {
+    /// The complete package.
+    pub package: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The receipt.
+    pub receipt: Verified<Receipt>,
+    /// Where the receipt is kept.
+    pub receipt_path: PathBuf,
+    /// Suite and key mode, for people.
+    pub chosen: String,
+}
+
+/// Buys a program for the processor of this device. Interrupted at any moment it is gone on with by calling it again: the
+/// idempotency key was stored before the order was placed, so nothing is ordered or charged twice.
+pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
+    let processor = device.processor().await?;
+    let trust = Trust::new(&processor.root)?;
+
+    // 1101, 1103 (1001, 1002): over the first path, with the log-in, order; verify what the server confirms, then agree to it.
+    let Placed { pending, order, confirmation } = place(device, wish, processor.processor, &trust).await?;
+    device.home.remember_authority(&processor.root)?;
+    let facts = json!({ "order": confirmation.order, "program": confirmation.program, "version": &*confirmation.version,
+        "price": confirmation.price, "processor": confirmation.processor, "expires_at": confirmation.expires_at });
+    let what = format!("{} {}", confirmation.program.name(), &*confirmation.version);
+    device.story.step(1002, &format!("order {} of {what} confirmed: {}", confirmation.order, confirmation.price), facts);
+    let target = pending.target.clone();
+    let delivered = match order.state {
+        OrderState::Confirmed => {
+            device.api.agree(&confirmation.order, confirmation.digest()).await?;
+            device.story.step(1002, &format!("agreed: {} held, nothing taken", confirmation.price), json!({ "held": confirmation.price }));
+            carry(device, &confirmation, &trust, wish.way, target).await
+        }
+        OrderState::Authorised => {
+            device.story.step(1002, &format!("going on with order {}: {} held", confirmation.order, confirmation.price), json!({}));
+            carry(device, &confirmation, &trust, wish.way, target).await
+        }
+        // The last run ended between 1009 and 1011: it is paid, so the receipt buys the rest.
+        OrderState::Settled => {
+            let receipt = order.receipt.ok_or_else(|| Refusal::new(Code::OrderState, "a settled order came without its receipt"))?;
+            device.home.store_receipt(&confirmation.order, &receipt.0)?;
+            device.story.step(1009, &format!("order {} was charged before; its receipt fetches the rest", confirmation.order), json!({}));
+            fetch_again(device, &receipt.0, &trust, wish.way, target).await
+        }
+        OrderState::Expired => return Err(Refusal::new(Code::OrderExpired, format!("order {} ran out", confirmation.order))),
+    }?;
+    pending.done()?;
+    Ok(delivered)
+}
+
+/// Downloads again what a receipt was given for (source \[60\]): that release, for that processor, without a charge.
+pub async fn redownload(device: &Device<'_>, receipt: &[u8], way: Way, target: Option<PathBuf>) -> Result<Delivered> {
+    let processor = device.processor().await?;
+    let trust = Trust::new(&processor.root)?;
+    let claims: Receipt = read_claims(receipt)?;
+    let target = target.map_or_else(|| default_target(claims.program.name()), Ok)?;
+    fetch_again(device, receipt, &trust, way, target).await
+}
+
+/// The way of a receipt: asks for the delivery, agrees to nothing, carries it.
+async fn fetch_again(device: &Device<'_>, receipt: &[u8], trust: &Trust, way: Way, target: PathBuf) -> Result<Delivered> {
+    let order = device.api.redownload(receipt).await?;
+    let confirmation = verify_again(&order, receipt, trust)?;
+    device.story.step(
+        1002,
+        &format!("receipt accepted for order {}: no charge", confirmation.order),
+        json!({ "order": confirmation.order }),
+    );
+    carry(device, &confirmation, trust, way, target).await
+}
+
+/// From an order that is paid or whose price is held to the package on the disk.
+async fn carry(device: &Device<'_>, confirmation: &Verified<Confirmation>, trust: &Trust, way: Way, target: PathBuf) -> Result<Delivered> {
+    let order = confirmation.order;
+    let partial = Partial::beside(&target)?; // A folder that cannot be written is found out before anything is charged.
+
+    // 1105 (1003-1007): server and processor authenticate each other and the program goes over; the client relays or stands by.
+    let ticket = device.api.ticket(&order).await?;
+    let Received { mut conversation, acknowledgement, body_size, chosen } = receive(device, confirmation, &ticket, way).await?;
+
+    // 1107 (1008): the processor has received, opened and compared everything.
+    let facts = json!({ "bytes": body_size, "chosen": chosen });
+    device.story.step(1008, &format!("the processor received and compared {body_size} bytes ({chosen})"), facts);
+
+    // 1109 (1009): now, and only now, the charge is taken.
+    let Settled { receipt, token } = device.api.acknowledge(&order, acknowledgement).await?;
+
+    // 1111 (1009): receipt and release token; the receipt is verified and on the disk before anything else is done with them.
+    let receipt = receipts::verify(&receipt.0, &[trust.root().to_vec()])?;
+    check_receipt(&receipt, confirmation)?;
+    let receipt_path = device.home.store_receipt(&order, receipt.bytes())?;
+    check_token(&read_claims(&token.0)?, confirmation)?;
+    let facts = json!({ "receipt": receipt.number, "amount": receipt.amount, "payment": &*receipt.payment, "path": receipt_path });
+    device.story.step(1009, &format!("{} charged; receipt {} stored", receipt.amount, receipt.number), facts);
+
+    // 1113 (1010): the token goes to the processor, which verifies it.
+    let (mut conversation, package, size) = blocking(move || {
+        let (package, size) = release(&mut conversation, order, token.0)?;
+        Ok((conversation, package, size))
+    })
+    .await?;
+    device.story.step(1010, "the processor verified the release token", json!({}));
+
+    // 1115 (1011): the processor gives out the encrypted program; it is whole on this disk before its spool goes.
+    let package = partial.take(package, size).await?;
+    blocking(move || super::receive::taken(&mut conversation)).await?;
+    device.story.step(1011, &format!("{size} bytes stored as {}", package.display()), json!({ "bytes": size, "path": package }));
+
+    // 1117 (1012): the second path ended with close_notify in `receive`; the conversation and the first path end here.
+    device.story.step(1012, "both paths closed", json!({}));
+    Ok(Delivered { package, size, receipt, receipt_path, chosen })
+}
+
+/// The token must be for this order and processor; its signature is for the processor to verify.
+fn check_token(token: &ReleaseToken, confirmation: &Confirmation) -> Result<()> {
+    if token.order != confirmation.order || token.processor != confirmation.processor {
+        return Err(Refusal::new(Code::TokenMismatch, "the release token is for another order or processor"));
+    }
+    Ok(())
+}
+
+/// The receipt must be for what was agreed to.
+fn check_receipt(receipt: &Receipt, confirmation: &Confirmation) -> Result<()> {
+    let mismatch = |what: &str| Refusal::new(Code::ReceiptMismatch, format!("the receipt names another {what} than the confirmation"));
+    let same = [
+        (receipt.order == confirmation.order, "order"),
+        (receipt.account == confirmation.account, "account"),
+        (receipt.program == confirmation.program && receipt.version == confirmation.version, "release"),
+        (receipt.manifest == confirmation.manifest, "manifest"),
+        (receipt.processor == confirmation.processor, "processor"),
+        (receipt.amount == confirmation.price, "price"),
+    ];
+    same.iter().find(|(same, _)| !same).map_or(Ok(()), |(_, what)| Err(mismatch(what)))
+}

@@ -1,0 +1,150 @@
+//! Steps 1105, 1107 and 1113 (1003-1008, 1010): the processor's side of a delivery, as its client sees it.
+
+use super::deliver::Way;
+use super::relay::relay;
+use super::{Device, blocking};
+use crate::control::{Conversation, unexpected};
+use chipbound_transport::refusal_of;
+use chipbound_wire::api::Ticket;
+use chipbound_wire::bounded::{Bytes, Text};
+use chipbound_wire::control::{Line, Request, Response};
+use chipbound_wire::documents::Confirmation;
+use chipbound_wire::signed::Verified;
+use chipbound_wire::{Code, OrderId, Refusal, Result};
+use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
+use serde_json::json;
+use std::fs::File;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Bytes that the kernel may hold between relay and processor.
+const SOCKET_BUFFER: usize = 1024 * 1024;
+/// How long the two ends of the second path may take to close it after the acknowledgement.
+const FAREWELL: Duration = Duration::from_secs(30);
+
+/// What the processor says at step 1008.
+pub struct Received {
+    /// Goes on with the release token.
+    pub conversation: Conversation,
+    /// The signed acknowledgement.
+    pub acknowledgement: Vec<u8>,
+    /// Bytes of the package's body.
+    pub body_size: u64,
+    /// Suite and key mode, for people.
+    pub chosen: String,
+}
+
+/// Has the processor receive: through the tunnel, whose bytes are relayed here, or on its own line.
+pub async fn receive(device: &Device<'_>, confirmation: &Verified<Confirmation>, ticket: &Ticket, way: Way) -> Result<Received> {
+    let confirmation = Bytes::new(confirmation.bytes().to_vec())?;
+    match way {
+        Way::OwnLine => {
+            let address = ticket.line.clone().ok_or_else(|| Refusal::new(Code::NotSupported, "this server has no line of its own"))?;
+            let text = format!("second path on a line of its own to {address}");
+            device.story.step(1003, &text, json!({ "way": "own-line", "address": address }));
+            let line = Line::Own { address: Text::new(address)?, ticket: ticket.ticket };
+            converse(device, Request::Receive { confirmation, line }, None).await
+        }
+        Way::Tunnel => {
+            let tunnel = device.api.tunnel(ticket).await?;
+            device.story.step(1003, "second path inside the first, relayed as opaque bytes", json!({ "way": "tunnel" }));
+            let (near, far) = socket_pair()?;
+            let relaying = tokio::spawn(relay(tunnel, near));
+            let received = converse(device, Request::Receive { confirmation, line: Line::Tunnel }, Some(far)).await;
+            farewell(relaying, received).await
+        }
+    }
+}
+
+/// The second path has ended well only when both ends said so.
+async fn farewell(mut relaying: JoinHandle<std::io::Result<()>>, received: Result<Received>) -> Result<Received> {
+    let received = match received {
+        Ok(received) => received,
+        Err(refusal) => {
+            relaying.abort();
+            return Err(refusal);
+        }
+    };
+    match tokio::time::timeout(FAREWELL, &mut relaying).await {
+        Ok(Ok(Ok(()))) => Ok(received),
+        Ok(Ok(Err(e))) => Err(refusal_of("the second path", e)),
+        Ok(Err(e)) => Err(Refusal::new(Code::Internal, "the relay ended").because(e)),
+        Err(_) => {
+            relaying.abort();
+            Err(Refusal::new(Code::TimedOut, "the second path was not closed after the acknowledgement"))
+        }
+    }
+}
+
+/// A pair of stream sockets with room for bulk: our asynchronous end, and the one that goes to the processor.
+fn socket_pair() -> Result<(tokio::net::UnixStream, UnixStream)> {
+    let failed = |e| Refusal::io("a pair of sockets", e);
+    let (near, far) = UnixStream::pair().map_err(failed)?;
+    for end in [&near, &far] {
+        // Beyond the system's limit only with CAP_NET_ADMIN; less room costs speed alone.
+        let _ = set_socket_send_buffer_size_force(end, SOCKET_BUFFER).or_else(|_| set_socket_send_buffer_size(end, SOCKET_BUFFER));
+    }
+    near.set_nonblocking(true).map_err(failed)?;
+    Ok((tokio::net::UnixStream::from_std(near).map_err(failed)?, far))
+}
+
+/// Ends the conversation when it is dropped before its time, so that neither processor nor thread waits for us.
+struct HangUp(Option<UnixStream>);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        if let Some(stream) = self.0.take() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+async fn converse(device: &Device<'_>, request: Request, far: Option<UnixStream>) -> Result<Received> {
+    let socket = device.socket.to_owned();
+    let mut conversation = blocking(move || Conversation::open(&socket)).await?;
+    let mut hang_up = HangUp(Some(conversation.handle()?));
+    let (tell, mut told) = mpsc::unbounded_channel(); // The processor reports a few times a second at most.
+    let work = tokio::task::spawn_blocking(move || {
+        let descriptors: Vec<_> = far.iter().map(AsFd::as_fd).collect();
+        conversation.ask(&request, &descriptors)?;
+        drop(far); // The processor has its own now; the tunnel must end when that one is closed.
+        let progress = |done, total| {
+            let _ = tell.send((done, total)); // Nobody listens to a delivery that was cancelled.
+        };
+        match conversation.answer_after(progress)? {
+            Response::Received { acknowledgement, body_size, chosen } => {
+                Ok(Received { conversation, acknowledgement: acknowledgement.into_vec(), body_size, chosen: chosen.to_string() })
+            }
+            other => Err(unexpected(&other)),
+        }
+    });
+    while let Some((done, total)) = told.recv().await {
+        device.story.progress(done, total);
+    }
+    let received = work.await.map_err(|e| Refusal::new(Code::Internal, "a thread of the client ended").because(e))?;
+    hang_up.0 = None;
+    received
+}
+
+/// Step 1113 (1010): hands the token in; the package's descriptor and size come back.
+pub fn release(conversation: &mut Conversation, order: OrderId, token: Vec<u8>) -> Result<(File, u64)> {
+    conversation.ask(&Request::Release { token: Bytes::new(token)? }, &[])?;
+    match conversation.answer_after(|_, _| ())? {
+        Response::Released { size, order: released } if released == order => Ok((File::from(conversation.descriptor()?), size)),
+        Response::Released { .. } => Err(Refusal::new(Code::OrderMismatch, "the processor released another order's package")),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Tells the processor that the package is on this disk.
+pub fn taken(conversation: &mut Conversation) -> Result<()> {
+    conversation.ask(&Request::Taken, &[])?;
+    match conversation.answer()? {
+        Response::Done => Ok(()),
+        other => Err(unexpected(&other)),
+    }
+}

@@ -1,0 +1,136 @@
+//! Step 1115 (1011): the package on the client's disk, whole or not at all.
+
+use super::blocking;
+use chipbound_host::files::Pending;
+use chipbound_wire::{Code, Refusal, Result};
+use rustix::fs::copy_file_range;
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Bytes copied at once.
+const PIECE: usize = 4 * 1024 * 1024;
+
+/// The program's name in the current folder; [`Code::Conflict`] when something is there already.
+pub fn default_target(name: &str) -> Result<PathBuf> {
+    let target = PathBuf::from(name);
+    if target.symlink_metadata().is_ok() {
+        return Err(Refusal::new(Code::Conflict, format!("{name} is there already; name the package's file with -o")));
+    }
+    Ok(target)
+}
+
+/// A package on its way to the disk: a file under a temporary name in the target's folder, removed unless it was taken to its
+/// end.
+#[derive(Debug)]
+pub struct Partial {
+    pending: Pending,
+    target: PathBuf,
+}
+
+impl Partial {
+    /// Makes the file.
+    pub fn beside(target: &Path) -> Result<Self> {
+        let target = std::path::absolute(target).map_err(|e| Refusal::io(target.display(), e))?;
+        if target.is_dir() {
+            return Err(Refusal::new(Code::Conflict, format!("{} is a folder; name a file", target.display())));
+        }
+        Ok(Self { pending: Pending::create(&target, 0o666)?, target })
+    }
+
+    /// Copies the package, `size` bytes from the start of `package`, and puts it in its place: file on the disk, then its name,
+    /// then its folder. [`Code::DiskFull`] leaves nothing behind.
+    pub async fn take(mut self, package: File, size: u64) -> Result<PathBuf> {
+        // The thread has a descriptor of its own: whoever cancels drops `self`, and with it the temporary name.
+        let to = self.pending.file().try_clone().map_err(|e| Refusal::io(self.target.display(), e))?;
+        let what = self.target.display().to_string();
+        blocking(move || {
+            copy(&package, &to, size).and_then(|()| allow_execution(&to)).and_then(|()| to.sync_all()).map_err(|e| Refusal::io(what, e))
+        })
+        .await?;
+        self.pending.keep()?;
+        Ok(self.target)
+    }
+}
+
+/// Copies inside the kernel where the file systems can; by hand where they cannot.
+fn copy(from: &File, to: &File, size: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < size {
+        let wanted = usize::try_from(size - done).unwrap_or(PIECE).min(PIECE);
+        let (mut read_at, mut write_at) = (done, done);
+        match copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), wanted) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the processor's package is shorter than it said")),
+            Ok(n) => done += n as u64,
+            Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP | Errno::BADF | Errno::PERM) => {
+                return copy_by_hand(from, to, done, size);
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_hand(mut from: &File, mut to: &File, done: u64, size: u64) -> io::Result<()> {
+    from.seek(SeekFrom::Start(done))?;
+    to.seek(SeekFrom::Start(done))?;
+    match io::copy(&mut from.take(size - done), &mut to)? {
+        n if n == size - done => Ok(()),
+        _ => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the processor's package is shorter than it said")),
+    }
+}
+
+/// A package that is an ELF file may be executed by whoever may read it, as compilers have it.
+fn allow_execution(file: &File) -> io::Result<()> {
+    let mut magic = [0; 4];
+    if file.read_exact_at(&mut magic, 0).is_ok() && magic == *b"\x7fELF" {
+        let mode = file.metadata()?.permissions().mode();
+        file.set_permissions(std::fs::Permissions::from_mode(mode | (mode & 0o444) >> 2))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn names(folder: &Path) -> Vec<String> {
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    #[tokio::test]
+    async fn a_package_appears_whole_under_its_name_and_nothing_else_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("tool");
+        let bytes: Vec<u8> = b"\x7fELF".iter().copied().chain((0..5_000_000u32).map(|i| (i >> 8) as u8)).collect();
+        let partial = Partial::beside(&target).unwrap();
+        assert!(!target.exists(), "not under its name before it is whole");
+        let stored = partial.take(file(&bytes), bytes.len() as u64).await.unwrap();
+        assert_eq!(stored, target);
+        assert!(std::fs::read(&target).unwrap() == bytes);
+        assert_ne!(target.metadata().unwrap().permissions().mode() & 0o100, 0, "a program can be executed");
+        assert_eq!(names(folder.path()), ["tool"]);
+    }
+
+    #[tokio::test]
+    async fn a_short_or_cancelled_package_leaves_the_old_file_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("tool");
+        std::fs::write(&target, "old").unwrap();
+        let partial = Partial::beside(&target).unwrap();
+        assert_eq!(partial.take(file(b"new"), 4).await.unwrap_err().code, Code::Io);
+        drop(Partial::beside(&target).unwrap());
+        assert_eq!(std::fs::read(&target).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["tool"]);
+    }
+}

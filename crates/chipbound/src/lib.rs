@@ -1,0 +1,15 @@
+//! `chipbound`: the client device (91 of the source), and the hand of vendor and operator.
+//!
+//! The client device relays what it cannot read ([`client`]); `run` becomes the program ([`mod@run`]). What it must not do: hold
+//! a key that opens anything, or decide anything that server or processor must decide.
+
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod control;
+pub mod home;
+pub mod output;
+pub mod receipts;
+pub mod run;
+pub mod vendor;
+pub mod verbs;

@@ -1,0 +1,114 @@
+//! How the command speaks: results on stdout, its story and errors on stderr; lines for people, or one JSON object a line.
+//! A reader that goes away (`| head`) is no error.
+
+use crate::client::Story;
+use chipbound_wire::{Code, Refusal};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+
+/// Where and how the command speaks.
+pub struct Output {
+    json: bool,
+    bar: Mutex<Option<ProgressBar>>,
+}
+
+impl Output {
+    /// For people, or with `json` for machines.
+    #[must_use]
+    pub fn new(json: bool) -> Self {
+        Self { json, bar: Mutex::new(None) }
+    }
+
+    /// A result: `text` for people, `value` for machines.
+    pub fn result(&self, text: impl AsRef<str>, value: &Value) {
+        self.end_bar();
+        if self.json { write_out(&value.to_string()) } else { write_out(text.as_ref()) }
+    }
+
+    /// A table: its rows under their heads, each value by the head's name for machines.
+    pub fn table(&self, heads: &[&str], rows: &[Vec<String>], values: &[Value]) {
+        if self.json {
+            return values.iter().for_each(|v| write_out(&v.to_string()));
+        }
+        let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).chain([heads[column].len()]).max().unwrap_or_default();
+        let widths: Vec<_> = (0..heads.len()).map(width).collect();
+        let line = |cells: &mut dyn Iterator<Item = &str>| {
+            let padded: Vec<_> = cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            write_out(padded.join("  ").trim_end());
+        };
+        line(&mut heads.iter().copied());
+        rows.iter().for_each(|row| line(&mut row.iter().map(String::as_str)));
+    }
+
+    /// Something a person should know now; nothing for machines.
+    pub fn note(&self, text: &str) {
+        if !self.json {
+            self.end_bar();
+            write_err(text);
+        }
+    }
+
+    /// A refusal, with what to do next.
+    pub fn refusal(&self, refusal: &Refusal) {
+        self.end_bar();
+        let code = refusal.code;
+        if self.json {
+            let error = json!({ "code": code.as_str(), "detail": refusal.detail, "advice": code.advice() });
+            write_err(&json!({ "error": error }).to_string());
+        } else {
+            write_err(&format!("error[{code}]: {}\nwhat to do: {}", refusal.detail, code.advice()));
+        }
+    }
+
+    fn end_bar(&self) {
+        if let Some(bar) = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Story for Output {
+    fn step(&self, step: u16, text: &str, facts: Value) {
+        self.end_bar();
+        if self.json {
+            let mut object = json!({ "step": step, "text": text });
+            if let (Some(object), Value::Object(facts)) = (object.as_object_mut(), facts) {
+                object.extend(facts);
+            }
+            write_out(&object.to_string());
+        } else {
+            write_err(&format!("{step}  {text}"));
+        }
+    }
+
+    fn progress(&self, done: u64, total: u64) {
+        if self.json || !std::io::stderr().is_terminal() {
+            return;
+        }
+        let mut bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        bar.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template("      {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+            ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_style(style.expect("the template is well-formed"))
+        })
+        .set_position(done);
+    }
+}
+
+/// The exit code of a refusal.
+#[must_use]
+pub fn exit_code(refusal: &Refusal) -> u8 {
+    match refusal.code {
+        Code::Cancelled => 130, // What shells have for a program that ended by SIGINT.
+        code => code.fault().exit_code(),
+    }
+}
+
+fn write_out(line: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}"); // A reader that went away is no error.
+}
+
+fn write_err(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}

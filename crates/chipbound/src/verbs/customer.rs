@@ -1,0 +1,303 @@
+//! The customer's verbs.
+
+use super::{bytes, logged_in};
+use crate::api::Api;
+use crate::cli::Common;
+use crate::client::Device;
+use crate::client::deliver::{Delivered, Way, Wish, buy, redownload};
+use crate::home::{Home, Session};
+use crate::output::Output;
+use crate::receipts;
+use chipbound_transport::ServerTrust;
+use chipbound_wire::documents::Receipt;
+use chipbound_wire::signed::read_claims;
+use chipbound_wire::suite::KeyMode;
+use chipbound_wire::{Amount, Code, Refusal, Result};
+use clap::Subcommand;
+use serde_json::json;
+use std::io::{BufRead, IsTerminal};
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// Bytes of a TLS root in PEM, and of a password file.
+const MAX_SMALL_FILE: usize = 32 * 1024;
+
+/// The customer's verbs.
+#[derive(Subcommand, Debug)]
+pub enum Verb {
+    /// Log in at a server
+    #[command(after_help = "Example:\n  chipbound login https://127.0.0.1:8443 --user ada --tls-root server/tls-root.pem")]
+    Login {
+        /// The server's address, https://host:port
+        server: String,
+        /// The user id
+        #[arg(long, value_name = "NAME")]
+        user: String,
+        /// The server's private TLS root in PEM; without it the public roots are trusted
+        #[arg(long, value_name = "FILE")]
+        tls_root: Option<PathBuf>,
+        /// Read the password from this file's first line; without it, it is asked for (or read from stdin in a pipe)
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+    },
+    /// Log out; receipts are kept
+    #[command(after_help = "Example:\n  chipbound logout")]
+    Logout,
+    /// Show what there is to buy
+    #[command(visible_alias = "catalog", after_help = "Example:\n  chipbound catalogue")]
+    Catalogue,
+    /// Show the money of your account
+    #[command(after_help = "Example:\n  chipbound balance")]
+    Balance,
+    /// Buy a program for this machine's processor
+    #[command(
+        after_help = "Example:\n  chipbound buy perl --max-price \"10 EUR\" -o ./perl\n\nInterrupted, the same command goes on where it stopped; nothing is charged twice."
+    )]
+    Buy {
+        /// The program's name, or its full id
+        program: String,
+        /// The version; the newest without it
+        #[arg(long, value_name = "V")]
+        version: Option<String>,
+        /// Where the package goes [default: the program's name]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// How the content key relates to the processor: direct or common; the server's policy without it
+        #[arg(long, value_name = "MODE")]
+        key_mode: Option<KeyMode>,
+        /// Let the processor dial the server on a line of its own, past this command
+        #[arg(long)]
+        own_line: bool,
+        /// Refuse to pay more than this
+        #[arg(long, value_name = "AMOUNT")]
+        max_price: Option<Amount>,
+        /// Pay for another order of a release that was bought for this processor before
+        #[arg(long)]
+        again: bool,
+    },
+    /// Download again with a receipt, without a charge
+    #[command(after_help = "Example:\n  chipbound redownload 7c9e6679f0a34de28b1dd0c1c4e0a9b2 -o ./perl")]
+    Redownload {
+        /// A receipt's file, or the order whose receipt is kept
+        receipt: String,
+        /// Where the package goes [default: the program's name]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Let the processor dial the server on a line of its own, past this command
+        #[arg(long)]
+        own_line: bool,
+    },
+    /// List your receipts, fetching those that are not kept here yet
+    #[command(after_help = "Example:\n  chipbound receipts")]
+    Receipts {
+        /// List only what is kept here, without a server
+        #[arg(long)]
+        offline: bool,
+    },
+    /// Verify or show one receipt, without a server
+    #[command(subcommand)]
+    Receipt(ReceiptVerb),
+}
+
+/// What is done with one receipt.
+#[derive(Subcommand, Debug)]
+pub enum ReceiptVerb {
+    /// Verify a receipt's signature, certificate and role at its time of issue
+    #[command(after_help = "Example:\n  chipbound receipt verify perl.receipt --root authority/root.pem")]
+    Verify {
+        /// A receipt's file, or the order whose receipt is kept
+        receipt: String,
+        /// The authority's root certificate, PEM or DER [default: the authorities met here]
+        #[arg(long, value_name = "FILE")]
+        root: Option<PathBuf>,
+    },
+    /// Show what a receipt says, unverified
+    #[command(after_help = "Example:\n  chipbound receipt show perl.receipt")]
+    Show {
+        /// A receipt's file, or the order whose receipt is kept
+        receipt: String,
+    },
+}
+
+/// Does a customer's verb.
+pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()> {
+    let home = Home::locate(common.home.as_deref())?;
+    match verb {
+        Verb::Login { server, user, tls_root, password_file } => login(&home, output, server, user, tls_root, password_file).await,
+        Verb::Logout => logout(&home, output).await,
+        Verb::Catalogue => catalogue(&home, output).await,
+        Verb::Balance => balance(&home, output).await,
+        Verb::Buy { program, version, output: target, key_mode, own_line, max_price, again } => {
+            let wish = Wish { program, version, key_mode, way: way(own_line), max_price, target, again };
+            let (session, api) = logged_in(&home)?;
+            let socket = home.processor(common.processor.as_deref());
+            let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
+            delivered(output, &buy(&device, &wish).await?);
+            Ok(())
+        }
+        Verb::Redownload { receipt, output: target, own_line } => {
+            let receipt = receipts::find(&home, &receipt)?;
+            let (session, api) = logged_in(&home)?;
+            let socket = home.processor(common.processor.as_deref());
+            let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
+            delivered(output, &redownload(&device, &receipt, way(own_line), target).await?);
+            Ok(())
+        }
+        Verb::Receipts { offline } => list_receipts(&home, output, offline).await,
+        Verb::Receipt(verb) => one_receipt(&home, output, verb),
+    }
+}
+
+fn way(own_line: bool) -> Way {
+    if own_line { Way::OwnLine } else { Way::Tunnel }
+}
+
+fn delivered(output: &Output, delivered: &Delivered) {
+    let Delivered { package, size, receipt, receipt_path, chosen } = delivered;
+    let (package, receipt_path) = (package.display(), receipt_path.display());
+    output.result(
+        format!("{package}: {} ({}); receipt {} for {} in {receipt_path}", bytes(*size), chosen, receipt.number, receipt.amount),
+        &json!({ "delivered": package.to_string(), "bytes": size, "chosen": chosen, "receipt": receipts::value(receipt),
+            "receipt_path": receipt_path.to_string() }),
+    );
+}
+
+async fn login(
+    home: &Home,
+    output: &Output,
+    server: String,
+    user: String,
+    tls_root: Option<PathBuf>,
+    password_file: Option<PathBuf>,
+) -> Result<()> {
+    let tls_root = tls_root.map(|path| read_text(&path)).transpose()?;
+    let trust = tls_root.as_ref().map_or(Ok(ServerTrust::WebPki), |pem| ServerTrust::root_from_pem(pem.as_bytes()))?;
+    let password = password(&user, &server, password_file.as_deref())?;
+    let granted = Api::log_in(&server, trust, &user, &password).await?;
+    let session = Session { server, user, token: granted.token.clone(), expires_at: granted.expires_at, tls_root };
+    home.store_session(&session)?;
+    let until = receipts::moment(session.expires_at);
+    let value = json!({ "server": session.server, "user": session.user, "expires_at": session.expires_at });
+    output.result(format!("logged in at {} as {} until {until}", session.server, session.user), &value);
+    Ok(())
+}
+
+/// The password: from the file, from the terminal without showing it, or from stdin in a pipe.
+fn password(user: &str, server: &str, file: Option<&Path>) -> Result<Zeroizing<String>> {
+    let failed = |e| Refusal::io("the password", e);
+    let text = match file {
+        Some(path) => Zeroizing::new(read_text(path)?),
+        None if std::io::stdin().is_terminal() => {
+            Zeroizing::new(rpassword::prompt_password(format!("Password of {user} at {server}: ")).map_err(failed)?)
+        }
+        None => {
+            let mut line = Zeroizing::new(String::new());
+            std::io::stdin().lock().read_line(&mut line).map_err(failed)?;
+            line
+        }
+    };
+    Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    let bytes = chipbound_host::files::read(path, MAX_SMALL_FILE)?;
+    String::from_utf8(bytes).map_err(|_| Refusal::new(Code::Malformed, format!("{} is not text", path.display())))
+}
+
+async fn logout(home: &Home, output: &Output) -> Result<()> {
+    let Some(session) = home.session_if_any()? else {
+        output.result("nobody was logged in", &json!({ "logged_out": false }));
+        return Ok(());
+    };
+    // The token is forgotten here whatever the server says; there it ends by itself.
+    let told = Api::with(&session)?.log_out().await;
+    home.forget_session()?;
+    if let Err(refusal) = told {
+        output.note(&format!("the server was not told ({refusal}); the session ends by itself"));
+    }
+    output.result(format!("logged out of {}", session.server), &json!({ "logged_out": true, "server": session.server }));
+    Ok(())
+}
+
+async fn catalogue(home: &Home, output: &Output) -> Result<()> {
+    let (_, api) = logged_in(home)?;
+    let programs = api.programs().await?.programs;
+    let row = |r: &chipbound_wire::api::Release| {
+        vec![
+            r.program.name().to_owned(),
+            r.version.clone(),
+            r.price.to_string(),
+            bytes(r.size),
+            r.format.to_string(),
+            r.program.to_string(),
+        ]
+    };
+    let rows: Vec<_> = programs.iter().map(row).collect();
+    let values: Vec<_> = programs.iter().map(|r| json!(r)).collect();
+    output.table(&["NAME", "VERSION", "PRICE", "SIZE", "FORMAT", "ID"], &rows, &values);
+    Ok(())
+}
+
+async fn balance(home: &Home, output: &Output) -> Result<()> {
+    let (_, api) = logged_in(home)?;
+    let account = api.account().await?;
+    let lines: Vec<_> = account.balances.iter().map(|b| format!("{} ({} held)", b.available, b.held)).collect();
+    let text = if lines.is_empty() { "no money yet".to_owned() } else { lines.join("\n") };
+    output.result(text, &json!(account));
+    Ok(())
+}
+
+async fn list_receipts(home: &Home, output: &Output, offline: bool) -> Result<()> {
+    if !offline {
+        let (_, api) = logged_in(home)?;
+        for receipt in api.receipts().await?.receipts {
+            let claims: Receipt = read_claims(&receipt.0)?;
+            if !home.receipt_path(&claims.order).exists() {
+                home.store_receipt(&claims.order, &receipt.0)?;
+            }
+        }
+    }
+    let mut found =
+        home.receipts()?.into_iter().map(|(path, bytes)| Ok((read_claims(&bytes)?, path))).collect::<Result<Vec<(Receipt, PathBuf)>>>()?;
+    found.sort_by_key(|(r, _)| std::cmp::Reverse((r.issued_at, r.number)));
+    let row = |(r, _): &(Receipt, PathBuf)| {
+        let program = format!("{} {}", r.program.name(), &*r.version);
+        vec![r.number.to_string(), receipts::moment(r.issued_at), r.amount.to_string(), program, r.order.to_string()]
+    };
+    let rows: Vec<_> = found.iter().map(row).collect();
+    let value = |(r, path): &(Receipt, PathBuf)| {
+        let mut value = receipts::value(r);
+        value["path"] = json!(path);
+        value
+    };
+    let values: Vec<_> = found.iter().map(value).collect();
+    output.table(&["RECEIPT", "ISSUED", "AMOUNT", "PROGRAM", "ORDER"], &rows, &values);
+    Ok(())
+}
+
+fn one_receipt(home: &Home, output: &Output, verb: ReceiptVerb) -> Result<()> {
+    let (receipt, signer) = match verb {
+        ReceiptVerb::Show { receipt } => (read_claims::<Receipt>(&receipts::find(home, &receipt)?)?, None),
+        ReceiptVerb::Verify { receipt, root } => {
+            let roots = receipts::roots(home, root.as_deref())?;
+            let verified = receipts::verify(&receipts::find(home, &receipt)?, &roots)?;
+            ((*verified).clone(), Some(verified.signer().clone()))
+        }
+    };
+    let mut lines: Vec<_> = receipts::lines(&receipt).into_iter().map(|(name, value)| format!("{name:18}{value}")).collect();
+    let mut value = receipts::value(&receipt);
+    match signer {
+        Some(signer) => {
+            lines.push(format!("{:18}{} ({}), key {}", "signed by", signer.subject(), signer.role(), signer.key_id()));
+            lines.push("the receipt is genuine".to_owned());
+            value["verified"] = json!(true);
+            value["signer"] = json!({ "subject": signer.subject(), "key": signer.key_id() });
+        }
+        None => {
+            lines.push("not verified".to_owned());
+            value["verified"] = json!(false);
+        }
+    }
+    output.result(lines.join("\n"), &value);
+    Ok(())
+}

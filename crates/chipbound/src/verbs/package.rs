@@ -1,0 +1,111 @@
+//! What is done with a package: run it, open it, look at it.
+
+use super::bytes;
+use crate::cli::Common;
+use crate::client::{Story, blocking};
+use crate::control::{Conversation, unexpected};
+use crate::home::Home;
+use crate::output::Output;
+use chipbound_host::files::Pending;
+use chipbound_wire::control::{Request, Response};
+use chipbound_wire::{Code, Refusal, Result};
+use clap::Subcommand;
+use serde_json::json;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use tokio::sync::mpsc;
+
+/// What is done with a package.
+#[derive(Subcommand, Debug)]
+pub enum Verb {
+    /// Run a package; everything after its name is the program's own
+    #[command(after_help = "Example:\n  chipbound run ./perl -e 'print 6 * 7, qq(\\n)'")]
+    Run {
+        /// The package, then the program's arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["PACKAGE", "ARGS"])]
+        package: Vec<OsString>,
+    },
+    /// Open a package of data to a file or to stdout, where its vendor allows that
+    #[command(after_help = "Example:\n  chipbound open ./songs -o songs.tar\n  chipbound open ./songs -o - | tar t")]
+    Open {
+        /// The package
+        package: PathBuf,
+        /// The file, or - for stdout
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Ask the processor whether a package is whole and can be opened here
+    #[command(after_help = "Example:\n  chipbound inspect ./perl")]
+    Inspect {
+        /// The package
+        package: PathBuf,
+    },
+}
+
+/// Does it; `run` has its own way.
+pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()> {
+    let socket = Home::locate(common.home.as_deref())?.processor(common.processor.as_deref());
+    match verb {
+        Verb::Run { package } => Err(crate::run::run(&socket, &package).0),
+        Verb::Open { package, output: target } => open(socket, output, &package, &target).await,
+        Verb::Inspect { package } => inspect(socket, output, &package).await,
+    }
+}
+
+fn file(path: &Path) -> Result<File> {
+    File::open(path).map_err(|e| Refusal::io(path.display(), e))
+}
+
+async fn open(socket: PathBuf, output: &Output, package: &Path, target: &Path) -> Result<()> {
+    let package = file(package)?;
+    let failed = |e| Refusal::io(target.display(), e);
+    if target == Path::new("-") {
+        let to = std::io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
+        return opened(ask(socket, output, Request::Open, vec![package.into(), to]).await?).map(drop);
+    }
+    let mut pending = Pending::create(target, 0o666)?;
+    let to = pending.file().try_clone().map_err(failed)?;
+    let size = opened(ask(socket, output, Request::Open, vec![package.into(), to.into()]).await?)?;
+    pending.keep()?;
+    let text = format!("{}: {}", target.display(), bytes(size));
+    output.result(text, &json!({ "opened": target, "bytes": size }));
+    Ok(())
+}
+
+fn opened(response: Response) -> Result<u64> {
+    match response {
+        Response::Opened { size } => Ok(size),
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn inspect(socket: PathBuf, output: &Output, package: &Path) -> Result<()> {
+    match ask(socket, output, Request::Inspect, vec![file(package)?.into()]).await? {
+        Response::Inspected { manifest, title } => {
+            let title = &*title;
+            let text = format!("{}: {title}, whole, can be opened by this processor\nmanifest {manifest}", package.display());
+            output.result(text, &json!({ "package": package, "title": title, "manifest": manifest }));
+            Ok(())
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// One request with its descriptors, its progress shown, and its answer.
+async fn ask(socket: PathBuf, output: &Output, request: Request, descriptors: Vec<OwnedFd>) -> Result<Response> {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let answer = tokio::spawn(blocking(move || {
+        let mut conversation = Conversation::open(&socket)?;
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        conversation.ask(&request, &descriptors)?;
+        conversation.answer_after(|done, total| {
+            let _ = tell.send((done, total)); // Nobody listens any more when the command was cancelled.
+        })
+    }));
+    while let Some((done, total)) = told.recv().await {
+        output.progress(done, total);
+    }
+    answer.await.map_err(|e| Refusal::new(Code::Internal, "a thread of the command ended").because(e))?
+}

@@ -1,0 +1,211 @@
+//! The vendor's verbs: an identity certified by the authority, and releases signed with it.
+
+use super::{bytes, logged_in};
+use crate::cli::Common;
+use crate::client::{Story, blocking};
+use crate::home::Home;
+use crate::output::Output;
+use crate::vendor::{Identity, plain_root};
+use chipbound_host::process::now;
+use chipbound_sealing::Layout;
+use chipbound_wire::api::{Base64, NewRelease};
+use chipbound_wire::bounded::{List, Text};
+use chipbound_wire::documents::Manifest;
+use chipbound_wire::signed::Signer;
+use chipbound_wire::suite::{Class, Format, KeyMode, LoaderVariables, Profile};
+use chipbound_wire::{Amount, Code, ProgramId, Refusal, Result};
+use clap::Subcommand;
+use serde_json::json;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// An example of `publish`.
+pub const PUBLISH_EXAMPLE: &str = "Example:\n  chipbound publish /usr/bin/perl --name perl --version 5.36 --price \"12.50 EUR\" --class software\n\nNeeds the vendor's identity (chipbound vendor init) and a log-in whose account is a vendor's.";
+
+/// How often the progress of an upload is shown.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The vendor's identity.
+#[derive(Subcommand, Debug)]
+pub enum Verb {
+    /// Make a signing key and have the authority certify it as a vendor's
+    #[command(
+        after_help = "Example:\n  chipbound vendor init --authority https://127.0.0.1:7701 --voucher cbv1-…\n\nThe authority's operator makes the voucher: chipbound authority voucher --role vendor"
+    )]
+    Init {
+        /// The identity's folder [default: vendor in the folder of --home]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// The authority's address, https://host:port
+        #[arg(long, value_name = "URL")]
+        authority: String,
+        /// The voucher
+        #[arg(long, value_name = "VOUCHER")]
+        voucher: String,
+    },
+    /// Show the vendor's key and certificate
+    #[command(after_help = "Example:\n  chipbound vendor show")]
+    Show {
+        /// The identity's folder [default: vendor in the folder of --home]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// `publish`.
+#[derive(clap::Args, Debug)]
+pub struct Publish {
+    /// The program or other file
+    file: PathBuf,
+    /// The program's name: 1 to 64 characters of a-z 0-9 . _ + -
+    #[arg(long)]
+    name: String,
+    /// The version's name
+    #[arg(long)]
+    version: String,
+    /// The price, such as "12.50 EUR"
+    #[arg(long, value_name = "AMOUNT")]
+    price: Amount,
+    /// data or elf; found out from the file without it
+    #[arg(long, value_parser = format)]
+    format: Option<Format>,
+    /// A class of key store that may open it, once for each; software only where you name it
+    #[arg(long, value_name = "CLASS", required = true)]
+    class: Vec<Class>,
+    /// A key mode that the server may use, once for each; every mode without it
+    #[arg(long, value_name = "MODE")]
+    key_mode: Vec<KeyMode>,
+    /// Let processors open it to a file (data)
+    #[arg(long)]
+    open_to_file: bool,
+    /// What happens to LD_* and GLIBC_TUNABLES when it starts: forbid or allow
+    #[arg(long, value_name = "POLICY", default_value = "forbid")]
+    loader_variables: LoaderVariables,
+    /// The release's place in the order of releases; one above the newest without it
+    #[arg(long, value_name = "N")]
+    sequence: Option<u64>,
+    /// The smallest sequence number that may still be opened
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    minimum_sequence: u64,
+    /// The vendor's identity [default: vendor in the folder of --home]
+    #[arg(long, value_name = "DIR")]
+    vendor: Option<PathBuf>,
+}
+
+fn format(text: &str) -> Result<Format> {
+    match text {
+        "elf" => Ok(Format::ElfX8664),
+        other => other.parse(),
+    }
+}
+
+/// Does a verb of the vendor's identity.
+pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()> {
+    let home = Home::locate(common.home.as_deref())?;
+    let folder = |dir: Option<PathBuf>| dir.unwrap_or_else(|| home.path().join("vendor"));
+    let identity = match verb {
+        Verb::Init { dir, authority, voucher } => Identity::enroll(&folder(dir), &authority, &voucher).await?,
+        Verb::Show { dir } => Identity::load(&folder(dir))?,
+    };
+    let certified = identity.certified(now())?;
+    let until = crate::receipts::moment(certified.validity().1);
+    let text = format!(
+        "vendor {}\nkey {}\ncertified until {until}\nidentity in {}",
+        certified.subject(),
+        certified.key_id(),
+        identity.folder().display()
+    );
+    let value = json!({ "vendor": certified.subject(), "key": certified.key_id(), "valid_until": certified.validity().1, "folder": identity.folder() });
+    output.result(text, &value);
+    Ok(())
+}
+
+/// Signs a release's manifest and hands both to the server.
+pub async fn publish(arguments: Publish, common: &Common, output: &Output) -> Result<()> {
+    let home = Home::locate(common.home.as_deref())?;
+    let (_, api) = logged_in(&home)?;
+    let folder = arguments.vendor.clone().unwrap_or_else(|| home.path().join("vendor"));
+    let identity = Identity::load(&folder)?.renewed_if_due(now()).await?;
+    let program = ProgramId::new(&identity.certified(now())?.key_id(), &arguments.name)?;
+    let newest = api.programs().await?.programs.into_iter().find(|r| r.program == program).map_or(0, |r| r.sequence);
+
+    let file = File::open(&arguments.file).map_err(|e| Refusal::io(arguments.file.display(), e))?;
+    let manifest = manifest(&arguments, program, newest + 1, &file).await?;
+    let (size, price) = (manifest.plain_size, arguments.price);
+    let signed = Signer { key: identity.key(), chain: identity.chain() }.sign(&manifest)?;
+    let upload = api.announce(&NewRelease { manifest: Base64(signed), price }).await?;
+
+    let sent = Arc::new(AtomicU64::new(0));
+    let source = Counted { file: tokio::fs::File::from_std(file), sent: sent.clone() };
+    let mut uploading = std::pin::pin!(api.upload(&upload, size, source));
+    let published = loop {
+        tokio::select! {
+            published = &mut uploading => break published?,
+            () = tokio::time::sleep(TICK) => output.progress(sent.load(Ordering::Relaxed), size),
+        }
+    };
+    let release = &published.release;
+    let text = format!(
+        "{} {} published for {}: {}, {} sealed\nid {}",
+        release.program.name(),
+        release.version,
+        release.price,
+        bytes(release.size),
+        bytes(published.sealed_bytes),
+        release.program
+    );
+    output.result(text, &json!(published));
+    Ok(())
+}
+
+async fn manifest(arguments: &Publish, program: ProgramId, next: u64, file: &File) -> Result<Manifest> {
+    let read = file.try_clone().map_err(|e| Refusal::io(arguments.file.display(), e))?;
+    let told = arguments.format;
+    let what = arguments.file.display().to_string();
+    let (format, plain_root, plain_size) = blocking(move || {
+        let detected = Layout::detect(&read)?.format();
+        if told == Some(Format::ElfX8664) && detected != Format::ElfX8664 {
+            return Err(Refusal::new(Code::UnsupportedProgram, format!("{what} is not an ELF program of the supported kinds")));
+        }
+        let (root, size) = plain_root(read).map_err(|e| Refusal::io(what, e))?;
+        Ok((told.unwrap_or(detected), root, size))
+    })
+    .await?;
+    let key_modes = if arguments.key_mode.is_empty() { KeyMode::ALL.to_vec() } else { arguments.key_mode.clone() };
+    Ok(Manifest {
+        program,
+        version: Text::new(arguments.version.as_str())?,
+        sequence: arguments.sequence.unwrap_or(next),
+        format,
+        plain_root,
+        plain_size,
+        profile: if format == Format::ElfX8664 { Profile::Code } else { Profile::Whole },
+        loader_variables: arguments.loader_variables,
+        classes: List::new(arguments.class.clone())?,
+        open_to_file: arguments.open_to_file,
+        minimum_sequence: arguments.minimum_sequence,
+        key_modes: List::new(key_modes)?,
+    })
+}
+
+/// A file that counts what was read of it.
+struct Counted {
+    file: tokio::fs::File,
+    sent: Arc<AtomicU64>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let outcome = Pin::new(&mut self.file).poll_read(cx, buf);
+        self.sent.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        outcome
+    }
+}
