@@ -197,3 +197,51 @@ fn headers_address(offset: u64, size: u64, segments: &[Segment]) -> Result<u64, 
         .map(|s| offset - s.offset + s.address)
         .ok_or_else(|| unsupported("its program headers are not part of a segment"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(bytes: &[u8]) -> Result<Program, LoadError> {
+        Program::parse(bytes.len() as u64, &|offset, buf| {
+            let start = usize::try_from(offset).unwrap();
+            buf.copy_from_slice(bytes.get(start..start + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_real_program_is_read_as_it_is() {
+        let program = parse(&std::fs::read("/bin/ls").unwrap()).unwrap();
+        assert!(program.movable && program.segments.iter().filter(|s| s.execute).count() == 1);
+        assert!(program.interpreter.unwrap().starts_with("/lib64"));
+    }
+
+    /// Every byte of all headers, each set to values that break sums and comparisons.
+    #[test]
+    fn no_header_makes_the_parser_panic_or_reach_outside_the_file() {
+        let original = std::fs::read("/bin/ls").unwrap();
+        let mut refused = 0;
+        for at in 0..64 + 14 * size_of::<ProgramHeader64<LE>>() {
+            for value in [0, 1, 0x7f, 0x80, 0xff] {
+                let mut bytes = original.clone();
+                bytes[at] = value;
+                match parse(&bytes) {
+                    Ok(program) => assert!(program.segments.iter().all(|s| s.offset + s.in_file <= bytes.len() as u64)),
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+        assert!(refused > 100, "{refused} changes were refused");
+    }
+
+    #[test]
+    fn every_cut_is_refused_or_read_within_its_end() {
+        let original = std::fs::read("/bin/ls").unwrap();
+        for len in (0..2000).chain([original.len() / 2, original.len() - 4096]) {
+            if let Ok(program) = parse(&original[..len]) {
+                assert!(program.segments.iter().all(|s| s.offset + s.in_file <= len as u64));
+            }
+        }
+    }
+}

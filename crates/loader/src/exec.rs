@@ -13,7 +13,8 @@ use crate::error::{LoadError, system};
 use crate::handover::{Listener, SCRATCH, received};
 use crate::image::{Image, Part};
 use crate::inject::{CallError, Injector, Memory};
-use crate::layout::{Auxiliary, Expected};
+use crate::layout::Expected;
+use crate::stack::FreshStack;
 use crate::sys::arch::Registers;
 use crate::trace::{Traced, open_exe};
 
@@ -110,6 +111,15 @@ impl AtExec {
         self.exe_stat().map(Into::into)
     }
 
+    /// Takes the [`LOADER_VARIABLES`](crate::LOADER_VARIABLES) out of the environment of the process, as if they had never been set,
+    /// and returns how many there were. Its children do not inherit them either.
+    ///
+    /// # Errors
+    /// [`LoadError::ProcessMismatch`] or [`LoadError::System`] if its stack cannot be read or written.
+    pub fn drop_loader_variables(&mut self) -> Result<usize, LoadError> {
+        FreshStack::read(&self.memory, self.registers.stack())?.drop_loader_variables(&self.memory)
+    }
+
     /// Makes the process the verified program and lets it go: the sequence of the crate's documentation, from step 4 on. Whether
     /// [`exe_identity`](Self::exe_identity) is the verified package the caller has compared before.
     ///
@@ -120,6 +130,9 @@ impl AtExec {
         match self.start(image) {
             Ok(()) => Ok(Started { pid: self.pid(), stopped: self.since.elapsed() }),
             Err(error) => {
+                if let Some(status) = self.traced.ended() {
+                    return Err(LoadError::ClientEnded { status });
+                }
                 self.turn_away(&format!("chipbound: {error}\n"), NOT_STARTED);
                 Err(error)
             }
@@ -179,7 +192,7 @@ impl AtExec {
     }
 
     fn check(&self, image: &Image, maps: &str) -> Result<u64, LoadError> {
-        let auxiliary = Auxiliary::read(&self.memory, self.registers.stack())?;
+        let auxiliary = FreshStack::read(&self.memory, self.registers.stack())?;
         let expected = Expected { image, exe: self.exe_stat()?, entry: self.registers.instruction(), auxiliary: &auxiliary, maps };
         expected.check(|| self.exe().ok())
     }

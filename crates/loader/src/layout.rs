@@ -8,86 +8,13 @@ use rustix::fs::{Stat, major, minor};
 use crate::elf::{ADDRESS_END, Program, page_floor};
 use crate::error::LoadError;
 use crate::image::Image;
-use crate::inject::Memory;
+use crate::stack::FreshStack;
 use crate::sys::listed_as;
 
-/// How far the strings, pointers and auxiliary entries of a fresh stack can reach, bytes: ARG_MAX is at most 6 MiB.
-const MAX_STACK: u64 = 8 << 20;
-/// How much of the stack is read at once, bytes.
-const STACK_STEP: usize = 4096;
-/// The most auxiliary entries; kernels write about twenty.
-const MAX_AUXILIARY: usize = 64;
 /// The longest maps file of a process that has not run yet, bytes.
 const MAX_MAPS: usize = 64 * 1024;
 /// What the kernel itself puts into every process.
 const KERNELS_OWN: &[&str] = &["[stack]", "[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"];
-
-/// The auxiliary vector that the kernel left on the stack (System V ABI, figure 3.9).
-#[derive(Debug, Default)]
-pub(crate) struct Auxiliary {
-    entries: Vec<(u64, u64)>,
-}
-
-impl Auxiliary {
-    /// Reads it from behind the arguments and the environment, both of which end with a null pointer.
-    pub(crate) fn read(memory: &Memory, stack: u64) -> Result<Self, LoadError> {
-        let mut words = Words { memory, next: stack, end: stack.saturating_add(MAX_STACK), buf: Vec::new(), at: 0 };
-        let arguments = words.take()?;
-        for _ in 0..=arguments {
-            words.take()?;
-        }
-        while words.take()? != 0 {}
-        let mut entries = Vec::new();
-        while entries.len() < MAX_AUXILIARY {
-            match (words.take()?, words.take()?) {
-                (libc::AT_NULL, _) => return Ok(Self { entries }),
-                entry => entries.push(entry),
-            }
-        }
-        Err(mismatch("its auxiliary vector has no end"))
-    }
-
-    /// The value of an entry; the kernel leaves none out that is asked for here, so absent is 0.
-    pub(crate) fn get(&self, kind: u64) -> u64 {
-        self.entries.iter().find(|(key, _)| *key == kind).map_or(0, |(_, value)| *value)
-    }
-}
-
-/// Reads a stack upwards, word by word, at most [`MAX_STACK`] bytes.
-struct Words<'a> {
-    memory: &'a Memory,
-    next: u64,
-    end: u64,
-    buf: Vec<u8>,
-    at: usize,
-}
-
-impl Words<'_> {
-    fn take(&mut self) -> Result<u64, LoadError> {
-        if self.at == self.buf.len() {
-            self.refill()?;
-        }
-        let word = self.buf[self.at..self.at + 8].try_into().expect("refill reads whole words");
-        self.at += 8;
-        Ok(u64::from_le_bytes(word))
-    }
-
-    /// Reads up to the next page border, for the stack ends at one.
-    fn refill(&mut self) -> Result<(), LoadError> {
-        let step = STACK_STEP - (self.next % STACK_STEP as u64) as usize;
-        if !self.next.is_multiple_of(8) {
-            return Err(mismatch("its stack pointer is odd"));
-        }
-        if self.next >= self.end {
-            return Err(mismatch("its stack has no end"));
-        }
-        self.buf.resize(step, 0);
-        self.memory.read(self.next, &mut self.buf)?;
-        self.next += step as u64;
-        self.at = 0;
-        Ok(())
-    }
-}
 
 /// One mapping, as /proc/PID/maps lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +33,7 @@ pub(crate) struct Expected<'a> {
     /// `/proc/PID/exe`, opened without reading rights.
     pub(crate) exe: Stat,
     pub(crate) entry: u64,
-    pub(crate) auxiliary: &'a Auxiliary,
+    pub(crate) auxiliary: &'a FreshStack,
     pub(crate) maps: &'a str,
 }
 
@@ -115,7 +42,7 @@ impl Expected<'_> {
     /// [`LoadError::ProcessMismatch`] names the first difference, [`LoadError::Privileged`] a program with more rights than its
     /// caller, [`LoadError::Unsupported`] an interpreter that cannot be read.
     pub(crate) fn check(&self, exe_file: impl FnOnce() -> Option<File>) -> Result<u64, LoadError> {
-        if self.auxiliary.get(libc::AT_SECURE) != 0 {
+        if self.auxiliary.auxiliary(libc::AT_SECURE) != 0 {
             return Err(LoadError::Privileged);
         }
         let (bias, program) = (self.bias()?, self.image.program());
@@ -125,7 +52,7 @@ impl Expected<'_> {
             let listed = exe_file().and_then(|file| listed_as(file.as_fd()).ok());
             expected = mappings(program, bias, &listed.unwrap_or_else(|| file_columns(&self.exe)), true);
         }
-        let base = self.auxiliary.get(libc::AT_BASE);
+        let base = self.auxiliary.auxiliary(libc::AT_BASE);
         match &program.interpreter {
             Some(path) => {
                 let interpreter = self.image.found_interpreter(path)?;
@@ -149,13 +76,13 @@ impl Expected<'_> {
 
     fn bias(&self) -> Result<u64, LoadError> {
         let program = self.image.program();
-        let bias = self.auxiliary.get(libc::AT_ENTRY).wrapping_sub(program.entry);
+        let bias = self.auxiliary.auxiliary(libc::AT_ENTRY).wrapping_sub(program.entry);
         let allowed = if program.movable { page_floor(bias) == bias && bias < ADDRESS_END } else { bias == 0 };
         if !allowed {
             return Err(mismatch("its entry point is another one"));
         }
-        if self.auxiliary.get(libc::AT_PHDR) != bias + program.headers
-            || self.auxiliary.get(libc::AT_PHNUM) != u64::from(program.header_count)
+        if self.auxiliary.auxiliary(libc::AT_PHDR) != bias + program.headers
+            || self.auxiliary.auxiliary(libc::AT_PHNUM) != u64::from(program.header_count)
         {
             return Err(mismatch("its program headers are others"));
         }
@@ -245,6 +172,6 @@ fn file_columns(stat: &Stat) -> String {
     format!("{:02x}:{:02x} {}", major(stat.st_dev), minor(stat.st_dev), stat.st_ino)
 }
 
-fn mismatch(what: &str) -> LoadError {
+pub(crate) fn mismatch(what: &str) -> LoadError {
     LoadError::ProcessMismatch(what.into())
 }

@@ -20,6 +20,8 @@
 //! 2. **Exec.** The client calls execve on the package. [`Tracer::await_exec`] takes the exec stop and goes on to the *exit* of
 //!    execve, because before that the kernel still writes the result register.
 //! 3. **Which file.** The caller compares [`AtExec::exe_identity`] with the file it verified; a path from the client means nothing.
+//!    Where its policy says so, it takes away the variables that would bring foreign code in
+//!    ([`AtExec::drop_loader_variables`]).
 //! 4. **Which process.** [`AtExec::complete`] compares what the kernel made with what the original's headers say: entry point,
 //!    address and number of program headers, base of the interpreter (auxiliary vector on the stack), instruction pointer, and every
 //!    mapping, with the interpreter found by the path that the verified program names. Whatever is there too, is missing or lies
@@ -52,7 +54,9 @@
 //!
 //! Works without any, if processor and client are the same user, and then promises nothing against that user. Works with
 //! `CAP_SYS_PTRACE` and a uid of its own: no `CAP_KILL` and no `CAP_DAC_OVERRIDE` is needed. ptrace knows the tracing *thread*: the whole
-//! start happens on one, which the types enforce by not being [`Send`].
+//! start happens on one, which the types enforce by not being [`Send`]. The client must call execve from its first thread. Nothing else
+//! in this process may wait for *any* child (`waitpid(-1)`): it could take a stop away. The deadline uses the signal `SIGRTMAX - 1`, whose handler
+//! does nothing.
 //!
 //! # Limits
 //!
@@ -69,6 +73,7 @@ mod image;
 mod inject;
 mod interpreter;
 mod layout;
+mod stack;
 mod sys;
 mod trace;
 
@@ -77,4 +82,5 @@ pub use error::LoadError;
 pub use exec::{AtExec, Identity, MAX_MESSAGE, NOT_STARTED, Started};
 pub use image::{Image, PageSource, STEP};
 pub use rustix::process::Pid;
+pub use stack::LOADER_VARIABLES;
 pub use trace::Tracer;

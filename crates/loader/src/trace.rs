@@ -102,7 +102,7 @@ impl Traced {
         self.pid
     }
 
-    /// Opens a file of the process in /proc.
+    /// The path of a file of the process in /proc.
     pub(crate) fn proc_path(&self, name: &str) -> String {
         format!("/proc/{}/{name}", self.pid.as_raw_nonzero())
     }
@@ -110,6 +110,17 @@ impl Traced {
     /// Whether the process stands where a system call can be made in it.
     pub(crate) fn is_stopped(&self) -> bool {
         self.phase == Phase::Stopped
+    }
+
+    /// The status of a process that has ended at a stop, where only SIGKILL ends it.
+    pub(crate) fn ended(&mut self) -> Option<i32> {
+        match sys::poll(self.pid) {
+            Ok(Some(Stop::Ended(status))) => {
+                self.phase = Phase::Gone;
+                Some(status)
+            }
+            _ => None,
+        }
     }
 
     /// Waits for the next stop, until the alarm.
@@ -239,7 +250,7 @@ impl Drop for Traced {
     }
 }
 
-/// Opens a file of the process in /proc by its magic link.
+/// Opens the file that the process executes by its magic link.
 pub(crate) fn open_exe(traced: &Traced) -> io::Result<File> {
     File::open(traced.proc_path("exe"))
 }

@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use chipbound_loader::{Image, LoadError, Pid, Tracer, allow_tracer};
-use common::{Case, Client, DEADLINE, FileSource, text};
+use common::{Case, Client, DEADLINE, FileSource, full_fifo, text};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{getuid, test_kill_process};
 
@@ -91,7 +91,9 @@ fn processor_of_its_own_user(way: &str) -> Option<(Output, Pid)> {
     let input = fifo(&case);
     let mut parent = as_user(CUSTOMER, None);
     parent.args(["sh", "-c", r#"sh -c "$@"; exit $?"#, "parent"]);
-    let client = Client::spawn_under(parent, &case, &case.path, &[input.to_str().unwrap()], "");
+    let full = full_fifo(&case.dir.path().join("full"));
+    let before = if way == "stuck" { format!("exec 2>{};", case.dir.path().join("full").display()) } else { String::new() };
+    let client = Client::spawn_under(parent, &case, &case.path, &[input.to_str().unwrap()], &before);
     let mut tracer = as_user(PROCESSOR, Some("sys_ptrace"));
     tracer.arg(own_copy(case.dir.path())).args(["--exact", "the_processor_of_another_user", "--nocapture"]);
     tracer.env(ROLE, way).env("PID", client.pid.as_raw_nonzero().to_string()).env("ORIGINAL", &case.original);
@@ -106,7 +108,9 @@ fn processor_of_its_own_user(way: &str) -> Option<(Output, Pid)> {
         }
         fs::write(&input, "started by another user\n").unwrap();
     }
-    Some((client.output(), pid))
+    let output = client.output();
+    drop(full);
+    Some((output, pid))
 }
 
 /// The tracing side of the tests below; by itself it has nothing to do.
@@ -119,11 +123,12 @@ fn the_processor_of_another_user() {
     let image = Image::build(&FileSource(File::open(env::var("ORIGINAL").unwrap()).unwrap())).unwrap();
     let tracer = Tracer::seize(pid).unwrap();
     fs::write(env::var("WORD").unwrap(), "go\n").unwrap();
-    let at = tracer.await_exec(DEADLINE).unwrap();
+    let at = tracer.await_exec(if way == "stuck" { Duration::from_millis(500) } else { DEADLINE }).unwrap();
     match way.to_str().unwrap() {
         "complete" => drop(at.complete(&image).unwrap()),
         "refuse" => at.refuse("not this one\n", 126).unwrap(),
         "drop" => drop(at),
+        "stuck" => drop(at.refuse("nobody reads this\n", 126).unwrap_err()),
         other => panic!("{other}"),
     }
 }
@@ -144,9 +149,11 @@ fn a_processor_with_only_cap_sys_ptrace_turns_a_program_of_another_user_away() {
 
 #[test]
 fn a_processor_without_cap_kill_leaves_no_process_of_another_user_behind() {
-    if let Some((output, pid)) = processor_of_its_own_user("drop") {
-        assert_eq!((text(&output.stdout).as_str(), output.status.code()), ("", Some(128 + 9)));
-        test_kill_process(pid).unwrap_err();
+    for way in ["drop", "stuck"] {
+        if let Some((output, pid)) = processor_of_its_own_user(way) {
+            assert_eq!((text(&output.stdout).as_str(), output.status.code()), ("", Some(128 + 9)), "{way}");
+            test_kill_process(pid).unwrap_err();
+        }
     }
 }
 
@@ -228,4 +235,27 @@ fn a_deadline_in_the_past_lets_the_client_go() {
     assert!(matches!(error, LoadError::TimedOut), "{error:?}");
     client.go();
     assert_eq!(text(&client.output().stdout), "unharmed\n");
+}
+
+#[test]
+fn a_program_with_more_rights_than_its_caller_is_refused() {
+    let case = Case::of("/usr/bin/id");
+    let as_another = |case: &Case| {
+        chown(&case.path, Some(CUSTOMER), None).unwrap();
+        fs::set_permissions(&case.path, fs::Permissions::from_mode(0o4755)).unwrap();
+    };
+    if getuid().is_root() {
+        as_another(&case);
+    }
+    if !text(&case.plain(&[]).stdout).contains("euid") {
+        println!("not run here: set-user-id programs cannot be made or do not work");
+        return;
+    }
+    case.seal();
+    as_another(&case);
+    let client = Client::spawn(&case, &[], "");
+    let error = client.start(&case.image()).unwrap_err();
+    assert!(matches!(error, LoadError::Privileged), "{error:?}");
+    let output = client.output();
+    assert_eq!((text(&output.stdout).as_str(), output.status.code()), ("", Some(126)));
 }

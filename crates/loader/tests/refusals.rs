@@ -4,14 +4,12 @@
 mod common;
 
 use std::fs;
-use std::io::Write;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
 use chipbound_loader::{Image, LoadError, NOT_STARTED, Tracer};
-use common::{Case, Client, DEADLINE, FileSource, identity, seal, text};
+use common::{Case, Client, DEADLINE, FileSource, full_fifo, identity, seal, text};
 use object::elf::{PT_INTERP, PT_LOAD};
 use rustix::process::{Resource, Rlimit, prlimit};
 
@@ -61,8 +59,10 @@ fn a_package_without_help_stops_before_an_encrypted_byte_runs() {
 
 #[test]
 fn another_interpreter_is_refused() {
-    mismatch(|case, bytes| {
-        let other = case.dir.path().join("ld");
+    // Under /tmp, for its path must fit where the real one stands.
+    let dir = tempfile::Builder::new().prefix("l").tempdir_in("/tmp").unwrap();
+    mismatch(|_, bytes| {
+        let other = dir.path().join("l");
         fs::copy("/lib64/ld-linux-x86-64.so.2", &other).unwrap();
         let at = header(bytes, PT_INTERP, |_| true);
         let offset = u64::from_le_bytes(bytes[at + 8..at + 16].try_into().unwrap()) as usize;
@@ -208,22 +208,14 @@ fn a_start_that_is_given_up_leaves_no_process() {
 fn a_process_whose_message_nobody_reads_is_killed_at_the_deadline() {
     let case = Case::of("/bin/echo");
     case.seal();
-    let (read, write) = rustix::pipe::pipe().unwrap();
-    let mut full = fs::File::from(write.try_clone().unwrap());
-    rustix::io::ioctl_fionbio(&write, true).unwrap();
-    while full.write(&[0; 4096]).is_ok() {}
-    rustix::io::ioctl_fionbio(&write, false).unwrap();
-    let client = Client::spawn(&case, &["unheard"], &format!("exec 2>/proc/{}/fd/{};", std::process::id(), raw(&write)));
+    let full = full_fifo(&case.dir.path().join("full"));
+    let client = Client::spawn(&case, &["unheard"], &format!("exec 2>{};", case.dir.path().join("full").display()));
     let tracer = Tracer::seize(client.pid).unwrap();
     client.go();
     let at = tracer.await_exec(Duration::from_millis(500)).unwrap();
     at.refuse("nobody reads this\n", 126).unwrap_err();
     assert_eq!(client.output().status.code(), Some(128 + 9));
-    drop(read);
-}
-
-fn raw(fd: impl AsFd) -> i32 {
-    std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd())
+    drop(full);
 }
 
 #[test]

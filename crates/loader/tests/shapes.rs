@@ -202,3 +202,41 @@ fn a_small_stack_is_enough() {
     let output = client.output();
     assert_eq!((text(&output.stderr).as_str(), output.status.code()), ("done\n", Some(42)));
 }
+
+#[test]
+fn loader_variables_can_be_taken_away() {
+    let source = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+extern char **environ;
+int main(void) { for (char **p = environ; *p; p++) if (strstr(*p, "LD_") == *p || strstr(*p, "MINE") == *p || strstr(*p, "GLIBC") == *p) puts(*p);
+    printf("%d %d\n", getauxval(AT_PAGESZ) == 4096, getauxval(AT_RANDOM) != 0); }"#;
+    for flags in [&[][..], &["-static"]] {
+        let Some(case) = Case::compiled("variables", source, flags) else { return };
+        case.seal();
+        let set = "unset LD_LIBRARY_PATH; export LD_PRELOAD=/no/such.so LD_BIND_NOW=1 MINE_LD_=kept GLIBC_TUNABLES=glibc.malloc.check=0;";
+        let client = common::Client::spawn(&case, &[], set);
+        let mut at = client.at_exec().unwrap();
+        assert_eq!(at.drop_loader_variables().unwrap(), 3);
+        assert_eq!(at.drop_loader_variables().unwrap(), 0);
+        at.complete(&case.image()).unwrap();
+        let output = client.output();
+        // The shells of the client have noticed the variables; the program has not.
+        assert_eq!(text(&output.stdout), "MINE_LD_=kept\n1 1\n");
+    }
+}
+
+#[test]
+fn registers_and_stack_are_given_back_as_they_were() {
+    let source = r#"
+__asm__(".globl _start\n_start: or %rbx,%rax\n or %rcx,%rax\n or %rdx,%rax\n or %rsi,%rax\n or %rdi,%rax\n or %rbp,%rax\n"
+        "or %r8,%rax\n or %r9,%rax\n or %r10,%rax\n or %r11,%rax\n or %r12,%rax\n or %r13,%rax\n or %r14,%rax\n or %r15,%rax\n"
+        "mov $1,%edi\n lea dirty(%rip),%rsi\n mov $256,%ecx\n"
+        "again: or -2048(%rsp,%rcx,8),%rax\n dec %ecx\n jns again\n"
+        "test %rax,%rax\n jnz say\n lea clean(%rip),%rsi\n"
+        "say: mov $1,%eax\n mov $6,%edx\n syscall\n mov $231,%eax\n xor %edi,%edi\n syscall\n"
+        ".section .rodata\nclean: .ascii \"clean\\n\"\ndirty: .ascii \"dirty\\n\"\n");"#;
+    compiled("registers", source, &["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none"]);
+}

@@ -52,3 +52,19 @@ fn covers(line: &str, address: u64) -> bool {
     let number = |text| u64::from_str_radix(text, 16).ok();
     range.is_some_and(|(start, end)| number(start).is_some_and(|start| start <= address) && number(end).is_some_and(|end| address < end))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_listed_as_the_kernel_lists_its_mappings() {
+        let program = std::env::current_exe().unwrap();
+        let listed = listed_as(std::fs::File::open(&program).unwrap().as_fd()).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let line = maps.lines().find(|line| line.ends_with(program.to_str().unwrap())).unwrap();
+        assert!(line.contains(&format!(" {listed} ")), "{listed}: {line}");
+    }
+}

@@ -211,6 +211,16 @@ impl Client {
     }
 }
 
+/// A fifo that takes no byte more; it stays so while the file lives.
+pub(crate) fn full_fifo(path: &Path) -> File {
+    mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o666), 0).expect("a fifo");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).expect("permissions");
+    let mut fifo = fs::OpenOptions::new().read(true).write(true).open(path).expect("the fifo");
+    rustix::io::ioctl_fionbio(&fifo, true).expect("not to wait");
+    while fifo.write(&[0; 4096]).is_ok() {}
+    fifo
+}
+
 /// The identity of the file at a path.
 pub(crate) fn identity(path: &Path) -> Identity {
     Identity::of(File::open(path).expect("the file")).expect("its identity")

@@ -1,0 +1,94 @@
+//! Opening a package file that was released here (steps 1011 and later; source \[53\]).
+
+use crate::gate::{Delivery, Released, release};
+use crate::keystore::KeyStore;
+use crate::state::{Memory, Record};
+use chipbound_sealing::{Package, PackageReader, PageKeys, ReadAt, open_manifest};
+use chipbound_wire::bounded::encode;
+use chipbound_wire::certificate::Trust;
+use chipbound_wire::documents::{Manifest, PackageDocuments, Seal, Terms};
+use chipbound_wire::signed::{Verified, read_claims, verify_document};
+use chipbound_wire::{Code, Digest, OrderId, Refusal, Result};
+
+/// A package that may be opened here, and its verified plaintext.
+pub struct OpenedPackage<F> {
+    /// The vendor's manifest.
+    pub manifest: Verified<Manifest>,
+    /// The order it was bought with.
+    pub order: OrderId,
+    /// The plaintext: every byte was verified, and is verified again against what was seen first whenever it is read.
+    pub plaintext: PackageReader<F>,
+}
+
+/// Opens the package in `file`: it must be bound to this processor, recorded and released in `memory`, its documents those
+/// of the record, and every byte of it the one that the seal names.
+///
+/// Certificates are verified at the times of the record, against `root` without its revocation list: what was bought and
+/// compared stays openable when a certificate of its server or vendor has run out.
+///
+/// Refuses with [`Code::NotAPackage`], [`Code::ProcessorMismatch`], [`Code::NotReceived`], [`Code::NotReleased`],
+/// [`Code::TokenMismatch`], [`Code::SealMismatch`], [`Code::WrapInvalid`], [`Code::PageAltered`], [`Code::PlainPartsAltered`],
+/// [`Code::PackageTruncated`], [`Code::ManifestMismatch`], [`Code::ClassRefused`], [`Code::SequenceTooOld`].
+pub fn open_package<F: ReadAt>(file: F, memory: &dyn Memory, keys: &dyn KeyStore, root: &Trust) -> Result<OpenedPackage<F>> {
+    // What the file alleges, and whether it concerns this processor at all.
+    let package = Package::read(&file)?;
+    let documents = package.documents.clone();
+    let claims: Terms = read_claims(&documents.terms)?;
+    if claims.processor != keys.key_id() {
+        let detail = format!("the package is bound to processor {}, this one is {}", claims.processor, keys.key_id());
+        return Err(Refusal::new(Code::ProcessorMismatch, detail));
+    }
+    // Step 1008 was here, for exactly this seal.
+    let record = &memory.record(&Digest::of(&documents.seal))?;
+    let (terms, seal) = verify_statements(&documents, record, root)?;
+    // Step 1010 was here, with exactly this token.
+    let granted = record
+        .release
+        .as_ref()
+        .ok_or_else(|| Refusal::new(Code::NotReleased, "the package was compared here but no release token came for it"))?;
+    if granted.token != Digest::of(&documents.token) {
+        return Err(Refusal::new(Code::TokenMismatch, "the package holds another release token than the one that released it"));
+    }
+    let delivery = Delivery { record, terms: &terms, wrap: &documents.wrap, plain_digest: &seal.plain_digest };
+    let released = release(&documents.token, delivery, keys, root, granted.at)?;
+    // The bytes.
+    let page_keys = PageKeys::of_terms(released.content_key(), &terms, &seal.plain_digest)?;
+    let manifest = read_manifest(&documents, &terms, &released, record, root)?;
+    check_policy(&manifest, memory, keys)?;
+    let plaintext = PackageReader::new(file, package, &page_keys, &seal)?;
+    Ok(OpenedPackage { manifest, order: terms.order, plaintext })
+}
+
+/// Terms, wrap and seal are those of the record, and belong together.
+fn verify_statements(documents: &PackageDocuments, record: &Record, root: &Trust) -> Result<(Verified<Terms>, Verified<Seal>)> {
+    let seal: Verified<Seal> = verify_document(&documents.seal, root, record.at)?;
+    if Digest::of(&documents.terms) != seal.terms || seal.terms != record.terms {
+        return Err(Refusal::new(Code::SealMismatch, "the package's terms are not those that its seal names"));
+    }
+    if Digest::of(&encode(&documents.wrap)) != seal.wrap {
+        return Err(Refusal::new(Code::SealMismatch, "the package's key wrap is not the one that its seal names"));
+    }
+    let terms: Verified<Terms> = verify_document(&documents.terms, root, record.at)?;
+    Ok((terms, seal))
+}
+
+/// The vendor's manifest, which travels encrypted in the package.
+fn read_manifest(
+    documents: &PackageDocuments,
+    terms: &Verified<Terms>,
+    released: &Released,
+    record: &Record,
+    root: &Trust,
+) -> Result<Verified<Manifest>> {
+    let bytes = open_manifest(released.content_key(), terms, &documents.sealed_manifest)?;
+    verify_document(&bytes, root, record.at)
+}
+
+/// What the vendor allows here.
+fn check_policy(manifest: &Verified<Manifest>, memory: &dyn Memory, keys: &dyn KeyStore) -> Result<()> {
+    if !manifest.classes.contains(&keys.class()) {
+        let detail = format!("{} may not be opened with a key store of class {}", manifest.program, keys.class());
+        return Err(Refusal::new(Code::ClassRefused, detail));
+    }
+    memory.check_sequence(manifest)
+}
