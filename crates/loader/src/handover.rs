@@ -139,6 +139,7 @@ mod tests {
         (bytes, files.sum())
     }
 
+    /// Whoever holds or makes another connection, the client with a duplicate included, is not the process that was asked.
     #[test]
     fn a_stranger_gets_no_memory_file() {
         let listener = Listener::bind().unwrap();

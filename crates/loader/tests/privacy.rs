@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use chipbound_loader::{Image, LoadError, Pid, Tracer, allow_tracer};
-use common::{Case, Client, DEADLINE, FileSource, full_fifo, text};
+use common::{Case, Client, DEADLINE, FileSource, full_fifo, install, text};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{getuid, test_kill_process};
 
@@ -33,8 +33,7 @@ fn as_user(user: u32, capability: Option<&str>) -> Command {
 /// This test program where every user can execute it.
 fn own_copy(dir: &Path) -> PathBuf {
     let copy = dir.join("test");
-    fs::copy(env::current_exe().unwrap(), &copy).unwrap();
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    install(&env::current_exe().unwrap(), &copy);
     copy
 }
 

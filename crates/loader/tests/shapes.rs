@@ -233,10 +233,13 @@ fn registers_and_stack_are_given_back_as_they_were() {
     let source = r#"
 __asm__(".globl _start\n_start: or %rbx,%rax\n or %rcx,%rax\n or %rdx,%rax\n or %rsi,%rax\n or %rdi,%rax\n or %rbp,%rax\n"
         "or %r8,%rax\n or %r9,%rax\n or %r10,%rax\n or %r11,%rax\n or %r12,%rax\n or %r13,%rax\n or %r14,%rax\n or %r15,%rax\n"
-        "mov $1,%edi\n lea dirty(%rip),%rsi\n mov $256,%ecx\n"
+        "mov $1,%edi\n lea dirty(%rip),%rsi\n mov $255,%ecx\n"
         "again: or -2048(%rsp,%rcx,8),%rax\n dec %ecx\n jns again\n"
         "test %rax,%rax\n jnz say\n lea clean(%rip),%rsi\n"
         "say: mov $1,%eax\n mov $6,%edx\n syscall\n mov $231,%eax\n xor %edi,%edi\n syscall\n"
         ".section .rodata\nclean: .ascii \"clean\\n\"\ndirty: .ascii \"dirty\\n\"\n");"#;
-    compiled("registers", source, &["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none"]);
+    let Some(case) = Case::compiled("registers", source, &["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none"]) else { return };
+    assert_eq!(text(&case.plain(&[]).stdout), "clean\n", "the kernel gives them so");
+    case.seal();
+    assert_eq!(text(&case.helped(&[]).stdout), "clean\n", "the loader gives them back so");
 }

@@ -53,7 +53,7 @@ impl Case {
         fs::create_dir(dir.path().join("bin")).expect("a folder");
         let (original, path) = (dir.path().join("original"), dir.path().join("bin").join(name));
         fs::copy(&program, &original).expect("a copy of the program");
-        fs::copy(&program, &path).expect("a copy of the program");
+        install(program.as_ref(), &path);
         Self { dir, original, path }
     }
 
@@ -90,9 +90,9 @@ impl Case {
 
     /// Replaces the file at `path`.
     pub(crate) fn write(&self, bytes: &[u8]) {
-        let fresh = self.path.with_extension("fresh");
-        fs::write(&fresh, bytes).expect("a new file");
-        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).expect("permissions");
+        let (data, fresh) = (self.dir.path().join("data"), self.dir.path().join("fresh"));
+        fs::write(&data, bytes).expect("a new file");
+        install(&data, &fresh);
         fs::rename(&fresh, &self.path).expect("a rename");
     }
 
@@ -119,6 +119,13 @@ impl Case {
         assert_eq!(helped.status.code(), plain.status.code(), "exit code of {args:?}");
         assert!(!plain.stdout.is_empty() || !plain.stderr.is_empty(), "{args:?} says nothing, so nothing was compared");
     }
+}
+
+/// Copies a file to where it will be executed, by another process: had this one it open for writing while another thread starts a
+/// child, execve would say "text file busy".
+pub(crate) fn install(from: &Path, to: &Path) {
+    let done = Command::new("install").args(["-m", "755"]).args([from, to]).status().expect("install(1)");
+    assert!(done.success(), "{} is copied", from.display());
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {
