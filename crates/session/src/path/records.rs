@@ -92,18 +92,12 @@ impl<S: Read + Write> Records<S> {
         let mut unread = &self.incoming[self.unread.clone()];
         let taken = self.tls.read_tls(&mut unread).map_err(|e| stream_refusal("reading", e))?;
         self.unread.start += taken;
-        let state = match self.tls.process_new_packets() {
-            Ok(state) => state,
-            Err(error) => {
-                // The alert that names the reason; whether it arrives is the network's affair.
-                let _ = self.flush();
-                return Err(self.verdict.explain(error));
-            }
-        };
-        if state.tls_bytes_to_write() > 0 && !self.tls.is_handshaking() {
-            self.flush()?;
-        }
-        Ok(())
+        // Nothing is sent from here but an alert: after a failed write the peer's last word must still be readable.
+        self.tls.process_new_packets().map(|_| ()).map_err(|error| {
+            // Whether the alert arrives is the network's affair.
+            let _ = self.flush();
+            self.verdict.explain(error)
+        })
     }
 
     fn read_stream(&mut self) -> Result<()> {

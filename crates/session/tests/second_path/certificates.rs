@@ -55,7 +55,8 @@ fn a_revoked_certificate_is_refused_and_both_ends_say_so() {
 fn a_fresh_revocation_list_takes_effect_while_the_server_runs() {
     let world = World::new();
     let (processor, server) = deliver(&world, &honest, &honest);
-    (processor.expect("before the revocation"), server.expect("before the revocation"));
+    processor.expect("before the revocation");
+    server.expect("before the revocation");
     world.server_trust.replace(world.pki.trust().with_revocations(&world.pki.revocations(&[&world.processor])).unwrap());
     refused(&world, Code::CertificateRevoked);
 }

@@ -10,7 +10,7 @@ use chipbound_wire::bounded::Bytes;
 use chipbound_wire::certificate::{Role, SealingKey};
 use chipbound_wire::documents::{Acknowledgement, Confirmation, Manifest, Terms, Wrap};
 use chipbound_wire::messages::{Chunk, Kind};
-use chipbound_wire::signed::Verified;
+use chipbound_wire::signed::{Document, Verified, read_claims};
 use chipbound_wire::suite::{Aead, Class, Format, Kem, KeyMode, Suite};
 use chipbound_wire::{Code, Digest, Random, Result, SystemRandom, Time};
 use rustls::pki_types::UnixTime;
@@ -22,7 +22,7 @@ use std::time::Duration;
 pub(crate) const NOW: Time = Time(1_800_000_000);
 pub(crate) const SERVER: &str = "shop.example";
 pub(crate) const P256: Suite = Suite { kem: Kem::DhkemP256, aead: Aead::ChaCha20Poly1305 };
-const PLAINTEXT: &[u8] = b"what the vendor sells";
+pub(crate) const PLAINTEXT: &[u8] = b"what the vendor sells";
 const LAYOUT: &[u8] = b"a layout";
 const TAGS: [u8; 16] = [7; 16];
 
@@ -140,10 +140,11 @@ pub(crate) fn identity(holder: &Holder) -> Identity {
     Identity { key: Arc::new(holder.key.clone()), chain: holder.chain.clone() }
 }
 
-pub(crate) fn roots() -> Roots {
+/// Roots over this body, with the layout and tags of this world.
+pub(crate) fn roots(body: &[u8]) -> Roots {
     Roots {
-        body_root: Digest::of(PLAINTEXT),
-        body_size: PLAINTEXT.len() as u64,
+        body_root: Digest::of(body),
+        body_size: body.len() as u64,
         table_root: Digest::of(&[LAYOUT, &TAGS].concat()),
         table_size: (LAYOUT.len() + TAGS.len()) as u64,
     }
@@ -190,7 +191,7 @@ fn processor_steps<S: Read + Write>(world: &World, path: &mut Path<S>, tamper: T
     path.send(Kind::Offer, &tamper(Kind::Offer, offer))?;
     let state = state.start(path.expect(Kind::Start)?, &context)?;
     let body = Chunk::parse(path.expect(Kind::Chunk)?)?.bytes.to_vec();
-    let received = processor::Received { roots: roots(), plain_root: Digest::of(&body), plain_size: body.len() as u64 };
+    let received = processor::Received { roots: roots(&body), plain_root: Digest::of(&body), plain_size: body.len() as u64 };
     let state = state.seal(path.expect(Kind::Seal)?, &received, &context)?;
     let (done, acknowledgement) = state.acknowledge(&context)?;
     path.send(Kind::Acknowledgement, &tamper(Kind::Acknowledgement, acknowledgement))?;
@@ -226,7 +227,7 @@ fn server_steps<S: Read + Write>(world: &World, path: &mut Path<S>, tamper: Tamp
     let (state, start) = state.start(consignment, &context)?;
     path.send(Kind::Start, &tamper(Kind::Start, start))?;
     path.send_chunk(&Chunk { offset: 0, tags: &TAGS, bytes: &tamper(Kind::Chunk, PLAINTEXT.to_vec()) })?;
-    let (state, seal) = state.seal(&roots(), &world.statement.signer())?;
+    let (state, seal) = state.seal(&roots(PLAINTEXT), &world.statement.signer())?;
     path.send(Kind::Seal, &tamper(Kind::Seal, seal))?;
     state.acknowledgement(path.expect(Kind::Acknowledgement)?, &context)
 }
@@ -287,4 +288,16 @@ pub(crate) fn handshake(world: &World, processor: &Identity, server: &Identity) 
         };
         (client(), server.join().unwrap())
     })
+}
+
+/// Changes one kind of message.
+pub(crate) fn on(kind: Kind, change: impl Fn(Vec<u8>) -> Vec<u8> + Sync) -> impl Fn(Kind, Vec<u8>) -> Vec<u8> + Sync {
+    move |sent, message| if sent == kind { change(message) } else { message }
+}
+
+/// Signs a document anew after `change`, by `signer`: what a peer does that lies in its own name.
+pub(crate) fn resign<D: Document>(bytes: &[u8], signer: &Holder, change: impl FnOnce(&mut D)) -> Vec<u8> {
+    let mut document = read_claims::<D>(bytes).unwrap();
+    change(&mut document);
+    signer.sign(&document)
 }
