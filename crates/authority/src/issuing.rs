@@ -192,7 +192,7 @@ fn usage(role: Role) -> ExtendedKeyUsagePurpose {
 /// 9999-12-31 23:59:59, the last second that a certificate can name (RFC 5280 §4.1.2.5).
 const LAST_SECOND: u64 = 253_402_300_799;
 
-fn date(at: Time) -> OffsetDateTime {
+pub(crate) fn date(at: Time) -> OffsetDateTime {
     let seconds = i64::try_from(at.0.min(LAST_SECOND)).expect("the last second fits");
     OffsetDateTime::from_unix_timestamp(seconds).expect("within the years 1970 to 9999")
 }

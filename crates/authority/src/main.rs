@@ -1,2 +1,23 @@
-//! `chipbound-authority`.
-fn main() {}
+//! `chipbound-authority`: the authority's verbs as a program of its own.
+
+use chipbound_authority::command::{Command, execute};
+use clap::Parser;
+use std::process::ExitCode;
+
+/// The certificate authority of chipbound.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn main() -> ExitCode {
+    match execute(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => {
+            eprintln!("error: {refusal}\n  {}", refusal.code.advice());
+            ExitCode::from(refusal.code.fault().exit_code())
+        }
+    }
+}

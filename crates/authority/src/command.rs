@@ -1,0 +1,240 @@
+//! The authority's verbs: `init`, `run`, `voucher`, `revoke`, `list`.
+
+use crate::authority::Authority;
+use crate::config::{Config, Span};
+use crate::installation::{self, Paths};
+use crate::store::{Certificate, Kind, Store, Target, Voucher};
+use crate::{http, issuing};
+use chipbound_host::{files, now, process};
+use chipbound_wire::enrolment::{Subject, Voucher as VoucherText};
+use chipbound_wire::limits::MAX_CERTIFICATE;
+use chipbound_wire::random::fresh;
+use chipbound_wire::{Code, Digest, Hex, KeyId, Refusal, Result, SystemRandom, Time};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What the authority's operator can do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Make a new authority: its keys, certificates, state and configuration.
+    Init {
+        /// The folder to make; it must not be there yet, or be empty.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Where HTTPS will be served.
+        #[arg(long, default_value = "127.0.0.1:7701")]
+        listen: SocketAddr,
+        /// The authority's name in its certificates.
+        #[arg(long, default_value = "chipbound authority")]
+        name: String,
+    },
+    /// Serve enrolments, renewals and the revocation list until SIGTERM or SIGINT.
+    Run {
+        /// The configuration that `init` wrote.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Make a one-use voucher and print it. It is a secret until it is used.
+    Voucher {
+        /// The configuration that `init` wrote.
+        #[arg(long)]
+        config: PathBuf,
+        /// What is to be certified with it.
+        #[arg(long, value_enum)]
+        role: Kind,
+        /// The subject of the certificates; a new one is made up if left out.
+        #[arg(long)]
+        name: Option<String>,
+        /// How long it can be used, such as 12h or 7d.
+        #[arg(long, default_value = "7d", value_parser = parse_span)]
+        valid: Span,
+    },
+    /// Withdraw certificates, for good. A running authority serves the new revocation list at once.
+    Revoke {
+        /// The configuration that `init` wrote.
+        #[arg(long)]
+        config: PathBuf,
+        /// Withdraw every certificate of the key with this id.
+        #[arg(long, required_unless_present = "serial", conflicts_with = "serial")]
+        key: Option<KeyId>,
+        /// Withdraw the one certificate with this serial number, in hexadecimal.
+        #[arg(long)]
+        serial: Option<String>,
+    },
+    /// Print the vouchers and certificates of this authority.
+    List {
+        /// The configuration that `init` wrote.
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+/// Does what the command says; texts for people go to standard error, results to standard output.
+pub fn execute(command: Command) -> Result<()> {
+    process::no_core_dumps()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|e| Refusal::io("the asynchronous runtime does not start", e))?;
+    runtime.block_on(async {
+        match command {
+            Command::Init { dir, listen, name } => init(dir, listen, &name).await,
+            Command::Run { config } => run(Config::load(&config)?).await,
+            Command::Voucher { config, role, name, valid } => voucher(config, role, name, valid).await,
+            Command::Revoke { config, key, serial } => revoke(&Config::load(&config)?, key, serial).await,
+            Command::List { config } => list(&Config::load(&config)?).await,
+        }
+    })
+}
+
+fn parse_span(text: &str) -> std::result::Result<Span, String> {
+    text.parse().map_err(|e: Refusal| e.detail)
+}
+
+async fn init(dir: PathBuf, listen: SocketAddr, name: &str) -> Result<()> {
+    let made = installation::create(&dir, listen, name, now()).await?;
+    let config = made.paths.config.display();
+    println!("Made an authority in {}:", dir.display());
+    println!("  configuration  {config}");
+    println!("  root           {} (fingerprint {})", made.paths.root.display(), made.root);
+    println!("  root key       {} (move this folder off line; nothing here needs it)", made.paths.offline.display());
+    println!();
+    println!("Next:");
+    println!("  chipbound authority run --config {config}");
+    println!("  chipbound authority voucher --config {config} --role server");
+    Ok(())
+}
+
+async fn run(config: Config) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    // Whoever nests this command may have set up the log already.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| Refusal::io("cannot wait for SIGTERM", e))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Refusal::io("cannot wait for SIGINT", e))?;
+
+    let listen = config.listen;
+    let authority = Arc::new(Authority::open(config).await?);
+    let listener = TcpListener::bind(listen).await.map_err(|e| Refusal::io(format_args!("cannot listen on {listen}"), e))?;
+    let address = listener.local_addr().map_err(|e| Refusal::io(format_args!("cannot listen on {listen}"), e))?;
+    println!("ready https://{address} root {}", Digest::of(authority.root()));
+    std::io::stdout().flush().map_err(|e| Refusal::io("cannot write to standard output", e))?;
+
+    let shutdown = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    http::run(authority.clone(), listener, shutdown).await?;
+    authority.store().close().await;
+    Ok(())
+}
+
+async fn voucher(path: PathBuf, kind: Kind, name: Option<String>, valid: Span) -> Result<()> {
+    let config = Config::load(&path)?;
+    let (text, voucher) = new_voucher(&config, kind, name, valid, now()).await?;
+    println!("{}", text.to_text());
+    let authority = format!("https://{}", config.listen);
+    eprintln!(
+        "One-use voucher for {}, good until {}. Whoever holds it can enroll: hand it over in secret.",
+        voucher.name,
+        date(voucher.expires_at)
+    );
+    match kind {
+        Kind::Processor => eprintln!("Next: chipbound processor enroll --authority {authority} --voucher VOUCHER"),
+        Kind::Server => eprintln!("Next: chipbound server init --dir FOLDER --authority {authority} --voucher VOUCHER"),
+        Kind::Vendor => eprintln!("Next: chipbound vendor init --authority {authority} --voucher VOUCHER"),
+    }
+    Ok(())
+}
+
+/// Makes a voucher in the installation of `config` and remembers its digest.
+///
+/// # Errors
+/// [`Code::Conflict`] when the name is that of a living voucher or certificate.
+pub async fn new_voucher(config: &Config, kind: Kind, name: Option<String>, valid: Span, now: Time) -> Result<(VoucherText, Voucher)> {
+    let paths = Paths::of(&config.folder);
+    let root = Digest::of(&files::read(&paths.root, MAX_CERTIFICATE)?);
+    let name = name.unwrap_or_else(|| format!("{kind}-{}", Hex(&fresh::<4>(&mut SystemRandom))));
+    if name.is_empty() {
+        return Err(Refusal::new(Code::Malformed, "a name has at least one character"));
+    }
+    let name = Subject::new(name)?.to_string();
+    let text = VoucherText { secret: fresh(&mut SystemRandom), root };
+    let voucher =
+        Voucher { digest: Digest::of(&text.secret), kind, name, created_at: now, expires_at: now.after(valid.0), used_for: Vec::new() };
+    let store = Store::open(&paths.state).await?;
+    let added = store.add_voucher(&voucher).await;
+    store.close().await;
+    added.map(|()| (text, voucher))
+}
+
+async fn revoke(config: &Config, key: Option<KeyId>, serial: Option<String>) -> Result<()> {
+    let target = match (key, serial) {
+        (Some(key), _) => Target::Key(key),
+        (None, Some(serial)) => Target::Serial(parse_serial(&serial)?),
+        (None, None) => return Err(Refusal::new(Code::ConfigInvalid, "name a key or a serial number")),
+    };
+    let store = Store::open(&Paths::of(&config.folder).state).await?;
+    let revoked = store.revoke(&target, now()).await;
+    store.close().await;
+    let revoked = revoked?;
+    if revoked.is_empty() {
+        println!("Nothing to do: withdrawn already.");
+    }
+    for certificate in revoked {
+        println!("withdrawn: {} of {}, serial {}", certificate.role, certificate.subject, Hex(&certificate.serial));
+    }
+    Ok(())
+}
+
+fn parse_serial(text: &str) -> Result<Vec<u8>> {
+    data_encoding::HEXLOWER_PERMISSIVE
+        .decode(text.as_bytes())
+        .map_err(|e| Refusal::new(Code::Malformed, format!("{text:?} is no serial number in hexadecimal")).because(e))
+}
+
+async fn list(config: &Config) -> Result<()> {
+    let store = Store::open(&Paths::of(&config.folder).state).await?;
+    let (vouchers, certificates) = (store.vouchers().await, store.certificates().await);
+    store.close().await;
+    let now = now();
+    println!("{:<10} {:<24} {:<17} STATE", "VOUCHER", "NAME", "UNTIL");
+    for v in vouchers? {
+        println!("{:<10} {:<24} {:<17} {}", v.kind.as_str(), v.name, date(v.expires_at), voucher_state(&v, now));
+    }
+    println!();
+    println!("{:<18} {:<24} {:<17} {:<9} {:<32} KEY", "CERTIFICATE", "NAME", "UNTIL", "STATE", "SERIAL");
+    for c in certificates? {
+        let state = certificate_state(&c, now);
+        println!("{:<18} {:<24} {:<17} {state:<9} {} {}", c.role.as_str(), c.subject, date(c.not_after), Hex(&c.serial), c.key_id);
+    }
+    Ok(())
+}
+
+fn voucher_state(voucher: &Voucher, now: Time) -> String {
+    let left = voucher.kind.roles().len() - voucher.used_for.len();
+    match left {
+        0 => "used".to_owned(),
+        _ if now > voucher.expires_at => "expired".to_owned(),
+        left if left == voucher.kind.roles().len() => "open".to_owned(),
+        left => format!("{left} roles open"),
+    }
+}
+
+fn certificate_state(certificate: &Certificate, now: Time) -> &'static str {
+    match certificate {
+        c if c.revoked_at.is_some() => "revoked",
+        c if now > c.not_after => "expired",
+        c if now < c.not_before => "early",
+        _ => "valid",
+    }
+}
+
+/// `2026-11-22 13:05Z`.
+fn date(at: Time) -> String {
+    let at = issuing::date(at);
+    format!("{:04}-{:02}-{:02} {:02}:{:02}Z", at.year(), u8::from(at.month()), at.day(), at.hour(), at.minute())
+}
