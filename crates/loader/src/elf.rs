@@ -5,7 +5,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use object::LittleEndian as LE;
-use object::elf::{ELFCLASS64, ELFDATA2LSB, ELFMAG, ET_DYN, ET_EXEC, FileHeader64, PF_R, PF_W, PF_X, PT_INTERP, PT_LOAD, ProgramHeader64};
+use object::elf::{
+    ELFCLASS64, ELFDATA2LSB, ELFMAG, ET_DYN, ET_EXEC, FileHeader64, PF_R, PF_W, PF_X, PT_GNU_STACK, PT_INTERP, PT_LOAD, ProgramHeader64,
+};
 
 use crate::error::LoadError;
 use crate::sys::arch;
@@ -73,6 +75,8 @@ pub(crate) struct Program {
     /// In ascending order, no two in one page.
     pub(crate) segments: Vec<Segment>,
     pub(crate) interpreter: Option<PathBuf>,
+    /// Whether it asks for a stack that can be executed; kernels differ where it does not say.
+    pub(crate) executable_stack: Option<bool>,
 }
 
 impl Program {
@@ -94,9 +98,10 @@ impl Program {
         if !segments.iter().any(|s| s.execute && entry >= s.address && entry - s.address < s.in_file) {
             return Err(unsupported("its entry point lies in no executable segment"));
         }
+        let executable_stack = table.iter().rfind(|h| h.p_type.get(LE) == PT_GNU_STACK).map(|h| h.p_flags.get(LE) & PF_X != 0);
         let table_len = u64::from(count) * size_of::<ProgramHeader64<LE>>() as u64;
         let headers = headers_address(header.e_phoff.get(LE), table_len, &segments)?;
-        Ok(Self { movable: header.e_type.get(LE) == ET_DYN, entry, headers, header_count: count, segments, interpreter })
+        Ok(Self { movable: header.e_type.get(LE) == ET_DYN, entry, headers, header_count: count, segments, interpreter, executable_stack })
     }
 }
 

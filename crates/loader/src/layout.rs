@@ -46,6 +46,9 @@ impl Expected<'_> {
             return Err(LoadError::Privileged);
         }
         let (bias, program) = (self.bias()?, self.image.program());
+        if program.executable_stack.is_some_and(|wanted| wanted != has_executable_stack(self.maps)) {
+            return Err(mismatch("its stack is executable, or is not, against the program's headers"));
+        }
         let actual = parse(self.maps)?;
         let mut expected = mappings(program, bias, &file_columns(&self.exe), true);
         if !contained(&expected, &actual) {
@@ -106,6 +109,11 @@ fn mappings(program: &Program, bias: u64, file: &str, sealed: bool) -> Vec<Mappi
         }
     }
     mappings
+}
+
+fn has_executable_stack(maps: &str) -> bool {
+    let stack = maps.lines().find(|line| line.ends_with(" [stack]"));
+    stack.and_then(|line| line.split_ascii_whitespace().nth(1)).is_some_and(|permissions| permissions.contains('x'))
 }
 
 fn contained(expected: &[Mapping], actual: &[Mapping]) -> bool {

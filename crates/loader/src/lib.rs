@@ -44,6 +44,22 @@
 //! Relocations, text relocations, RELRO, IFUNC resolvers and constructors come after that, in the process, on private pages, as
 //! always.
 //!
+//! ```no_run
+//! # use chipbound_loader::{Identity, Image, LoadError, PageSource, Pid, Started, Tracer};
+//! # use std::time::Duration;
+//! # fn start(pages: &dyn PageSource, client: Pid, verified: Identity, tell: impl Fn()) -> Result<Started, LoadError> {
+//! let image = Image::build(pages)?; // once per build of the program
+//! let tracer = Tracer::seize(client)?;
+//! tell(); // the client may exec now
+//! let process = tracer.await_exec(Duration::from_secs(10))?;
+//! if process.exe_identity()? != verified {
+//!     process.refuse("chipbound: this is not the package that was verified\n", chipbound_loader::NOT_STARTED)?;
+//!     return Err(LoadError::ProcessMismatch("it executes another file".into()));
+//! }
+//! process.complete(&image)
+//! # }
+//! ```
+//!
 //! # When it goes wrong
 //!
 //! Before the exec, an abandoned client is let go unharmed. After it, on any error, the process prints the reason on its standard error

@@ -182,11 +182,14 @@ impl Traced {
         Err(LoadError::TimedOut)
     }
 
-    /// Lets the process go on by itself, with a signal (0: none).
+    /// Lets the process go on by itself, with a signal (0: none). One that was killed at its stop is reaped instead.
     pub(crate) fn detach(&mut self, signal: i32) -> Result<(), LoadError> {
-        let result = sys::detach(self.pid, signal).or_else(|error| self.unless_killed(error));
+        if sys::detach(self.pid, signal).is_err() {
+            self.kill();
+            return Err(LoadError::ClientEnded { status: -libc::SIGKILL });
+        }
         self.phase = Phase::Gone;
-        result
+        Ok(())
     }
 
     /// Lets a client go that has not come to its exec.
@@ -209,6 +212,9 @@ impl Traced {
     /// Ends the process and takes its status, so that its parent gets it. Without `CAP_KILL` a process of another user takes the
     /// signal only from its tracer, at a stop.
     pub(crate) fn kill(&mut self) {
+        if self.phase == Phase::Gone {
+            return;
+        }
         let by_signal = pidfd_send_signal(&self.handle, Signal::KILL).is_ok();
         if !by_signal && self.phase == Phase::Between && sys::interrupt(self.pid).is_ok() {
             // The next stop is taken below.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use chipbound_loader::{Image, LoadError, NOT_STARTED, Tracer};
 use common::{Case, Client, DEADLINE, FileSource, full_fifo, identity, seal, text};
-use object::elf::{PT_INTERP, PT_LOAD};
+use object::elf::{PT_GNU_STACK, PT_INTERP, PT_LOAD};
 use rustix::process::{Resource, Rlimit, prlimit};
 
 const E_ENTRY: usize = 24;
@@ -109,6 +109,14 @@ fn other_protections_are_refused() {
     mismatch(|_, bytes| {
         let at = header(bytes, PT_LOAD, |flags| flags == 4);
         bytes[at + 4] = 5;
+    });
+}
+
+#[test]
+fn an_executable_stack_that_the_program_does_not_ask_for_is_refused() {
+    mismatch(|_, bytes| {
+        let at = header(bytes, PT_GNU_STACK, |flags| flags == 6);
+        bytes[at + 4] = 7;
     });
 }
 
