@@ -1,6 +1,8 @@
 //! The second path over any stream: messages in TLS.
 
 mod records;
+#[cfg(test)]
+mod tests;
 
 use crate::Channel;
 use crate::tls::{ProcessorConfig, ServerConfig, Verdict};

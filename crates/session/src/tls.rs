@@ -5,6 +5,8 @@
 //! resumption, no tickets, no early data (a resumed session would carry on a certificate that may be revoked by now).
 
 mod alert;
+#[cfg(test)]
+mod tests;
 
 use chipbound_wire::certificate::{Certified, Role, Trust};
 use chipbound_wire::messages::ALPN;
@@ -120,6 +122,12 @@ fn provider() -> Arc<CryptoProvider> {
 impl ProcessorConfig {
     /// A fresh connection and the place where the verdict on the server's certificate will stand.
     pub(crate) fn connection(&self) -> Result<(ClientConnection, Arc<Verdict>)> {
+        let (config, verdict) = self.config()?;
+        let nobody = ServerName::try_from("second-path.invalid").expect("the name is well formed");
+        Ok((ClientConnection::new(Arc::new(config), nobody).map_err(internal)?, verdict))
+    }
+
+    fn config(&self) -> Result<(ClientConfig, Arc<Verdict>)> {
         let verifier = PeerVerifier::new(&self.0, Role::ServerSecondPath);
         let verdict = Arc::clone(&verifier.verdict);
         let mut config = ClientConfig::builder_with_details(Arc::clone(&self.0.provider), Arc::clone(&self.0.clock))
@@ -132,8 +140,7 @@ impl ProcessorConfig {
         config.resumption = Resumption::disabled();
         config.enable_early_data = false;
         config.enable_sni = false;
-        let nobody = ServerName::try_from("second-path.invalid").expect("the name is well formed");
-        Ok((ClientConnection::new(Arc::new(config), nobody).map_err(internal)?, verdict))
+        Ok((config, verdict))
     }
 }
 

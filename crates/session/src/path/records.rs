@@ -42,6 +42,12 @@ impl<S: Read + Write> Records<S> {
         &self.meter
     }
 
+    /// Bytes set aside for reading.
+    #[cfg(test)]
+    pub(super) fn buffered(&self) -> usize {
+        self.incoming.capacity()
+    }
+
     /// The handshake, and who the peer proved to be.
     pub(super) fn handshake(&mut self) -> Result<Channel> {
         while self.tls.is_handshaking() {
