@@ -19,6 +19,8 @@ use object::{LittleEndian as LE, Pod, pod};
 const MAX_SEGMENTS: usize = 128;
 /// Entries of the dynamic section that are looked at.
 const MAX_DYNAMIC: u64 = 4096;
+/// Bytes of any table that are read at once.
+const MAX_TABLE: u64 = 16 * 1024 * 1024;
 /// A run of zeros between two plain tables is padding, and stays plain, where it is shorter than this, in bytes.
 const PADDING: u64 = 64;
 
@@ -260,10 +262,13 @@ fn table(offset: u64, count: usize, entry: usize) -> Range {
     Range { offset, len: (count * entry) as u64 }
 }
 
-/// Bytes of the file; [`Code::UnsupportedProgram`] where the range reaches beyond its end.
+/// Bytes of the file; [`Code::UnsupportedProgram`] where the range reaches beyond its end or is longer than any table.
 fn bytes(file: &dyn ReadAt, range: Range) -> Result<Vec<u8>> {
     if !within(&range, file.size()) {
         return Err(unsupported("a table reaches beyond the file"));
+    }
+    if range.len > MAX_TABLE {
+        return Err(unsupported("a table is longer than any should be"));
     }
     let mut buf = vec![0; range.len as usize];
     file.read_exact_at(&mut buf, range.offset).map_err(|e| Refusal::io("reading a program", e))?;

@@ -39,7 +39,7 @@ impl Package {
         let appended = (layout_len + documents_len + FOOTER as u64).checked_add(tags_len).ok_or_else(truncated)?;
         let body_size = file.size().checked_sub(appended).ok_or_else(truncated)?;
 
-        let layout = Layout::decode(&read(file, body_size, layout_len)?)?;
+        let layout = Layout::decode(&read(file, body_size, layout_len)?).map_err(|e| truncated().because(e))?;
         if layout.body_size() != body_size || layout.tags_size() != tags_len {
             return Err(truncated());
         }

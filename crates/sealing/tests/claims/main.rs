@@ -1,6 +1,9 @@
 //! What this crate claims.
 
+mod altered;
 mod common;
 mod data;
 mod programs;
+mod secrets;
+mod vectors;
 mod wraps;
