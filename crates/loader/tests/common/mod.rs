@@ -18,6 +18,7 @@ use object::LittleEndian as LE;
 use object::elf::{FileHeader64, PF_X, PT_GNU_PROPERTY, PT_INTERP, PT_LOAD, PT_NOTE, ProgramHeader64};
 use object::read::elf::{FileHeader, ProgramHeader};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
 /// Long enough for the slowest machine; nothing waits for it unless something is wrong.
@@ -155,9 +156,9 @@ pub(crate) fn seal(bytes: &mut [u8]) {
     }
 }
 
-/// A client that waits for its word.
+/// A client that waits for its word. A test that fails leaves none behind.
 pub(crate) struct Client {
-    pub(crate) parent: Child,
+    parent: Option<Child>,
     pub(crate) pid: Pid,
     word: PathBuf,
 }
@@ -189,7 +190,7 @@ impl Client {
         let mut pid = String::new();
         File::open(&said).expect("the fifo").read_to_string(&mut pid).expect("a pid");
         let pid = Pid::from_raw(pid.trim().parse().expect("a number")).expect("a pid");
-        Self { parent, pid, word }
+        Self { parent: Some(parent), pid, word }
     }
 
     /// The fifo on which the client waits for its word.
@@ -213,8 +214,18 @@ impl Client {
         self.at_exec()?.complete(image)
     }
 
-    pub(crate) fn output(self) -> Output {
-        self.parent.wait_with_output().expect("the client's output")
+    pub(crate) fn output(mut self) -> Output {
+        let parent = self.parent.take().expect("taken only here and in drop");
+        parent.wait_with_output().expect("the client's output")
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(mut parent) = self.parent.take() {
+            let _ = kill_process(self.pid, Signal::KILL);
+            let _ = parent.wait();
+        }
     }
 }
 
