@@ -136,7 +136,7 @@ async fn voucher(path: PathBuf, kind: Kind, name: Option<String>, valid: Span) -
     let config = Config::load(&path)?;
     let (text, voucher) = new_voucher(&config, kind, name, valid, now()).await?;
     println!("{}", text.to_text());
-    let authority = format!("https://{}", config.listen);
+    let authority = address(&config);
     eprintln!(
         "One-use voucher for {}, good until {}. Whoever holds it can enroll: hand it over in secret.",
         voucher.name,
@@ -148,6 +148,14 @@ async fn voucher(path: PathBuf, kind: Kind, name: Option<String>, valid: Span) -
         Kind::Vendor => eprintln!("Next: chipbound vendor init --authority {authority} --voucher VOUCHER"),
     }
     Ok(())
+}
+
+/// Under which address clients on this machine reach the authority.
+fn address(config: &Config) -> String {
+    match (config.listen.ip().is_unspecified(), config.names.first()) {
+        (true, Some(name)) => format!("https://{name}:{}", config.listen.port()),
+        _ => format!("https://{}", config.listen),
+    }
 }
 
 /// Makes a voucher in the installation of `config` and remembers its digest.

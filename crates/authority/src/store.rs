@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use crate::issuing::Withdrawn;
 
+/// Certificates of one subject and role that have not run out, beyond which nothing is renewed.
+pub const MOST_LIVING: i64 = 64;
+
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// What a voucher is for.
@@ -222,7 +225,7 @@ impl Store {
     /// # Errors
     /// [`Code::VoucherInvalid`] for a voucher that is unknown, expired, used or for other roles; [`Code::Conflict`] for a
     /// key that was certified under another name, role or right; [`Code::CertificateRevoked`] for a renewal of a withdrawn
-    /// certificate.
+    /// certificate, [`Code::RateLimited`] for one where [`MOST_LIVING`] certificates of the same name and role still count.
     pub async fn record(&self, new: &Certificate, right: &Right, now: Time) -> Result<Certificate> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
         if let Right::Voucher(digest) = right {
@@ -233,6 +236,9 @@ impl Store {
             }
         }
         check_key(&mut tx, new, right).await?;
+        if matches!(right, Right::Renewal(_)) {
+            check_living(&mut tx, new, now).await?;
+        }
         insert(&mut tx, new, now).await?;
         if let Right::Voucher(digest) = right {
             sqlx::query("INSERT INTO voucher_uses (voucher, role, serial) VALUES (?, ?, ?)")
@@ -336,6 +342,22 @@ async fn check_key(db: &mut SqliteConnection, new: &Certificate, right: &Right) 
         if renewed.is_none_or(|c| c.revoked_at.is_some()) {
             return Err(Refusal::new(Code::CertificateRevoked, format!("the certificate {} was withdrawn", Hex(serial))));
         }
+    }
+    Ok(())
+}
+
+/// Whoever renews in a loop must not fill the disk.
+async fn check_living(db: &mut SqliteConnection, new: &Certificate, now: Time) -> Result<()> {
+    let living: i64 = sqlx::query_scalar("SELECT count(*) FROM certificates WHERE subject = ? AND role = ? AND not_after >= ?")
+        .bind(&new.subject)
+        .bind(new.role.as_str())
+        .bind(seconds(now))
+        .fetch_one(db)
+        .await
+        .map_err(failed)?;
+    if living >= MOST_LIVING {
+        let detail = format!("{} has {MOST_LIVING} certificates of this role that have not run out", new.subject);
+        return Err(Refusal::new(Code::RateLimited, detail));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::common::{Applicant, Running};
 use chipbound_authority::command::new_voucher;
 use chipbound_authority::config::Span;
-use chipbound_authority::store::{Certificate, Kind, Right, Target};
+use chipbound_authority::store::{Certificate, Kind, MOST_LIVING, Right, Target};
 use chipbound_host::now;
 use chipbound_transport::enrolment::{Application, enroll, renew, revocations};
 use chipbound_transport::{Client, ServerTrust};
@@ -74,6 +74,17 @@ async fn of_many_at_once_exactly_one_gets_the_voucher() {
     assert_eq!(outcomes.iter().filter(|o| o.is_ok()).count(), 1, "{outcomes:?}");
     assert!(outcomes.into_iter().filter_map(Result::err).all(|code| code == Code::VoucherInvalid));
     assert_eq!(authority.authority.store().certificates().await.expect("a list").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn renewing_in_a_loop_ends_before_the_disk_does() {
+    let authority = Running::new().await;
+    let applicant = Applicant::new(Role::Vendor);
+    let enrolled = applicant.enroll(&authority, &authority.voucher(Kind::Vendor).await).await.expect("a good voucher");
+    for _ in 1..MOST_LIVING {
+        applicant.renew(&authority, &enrolled).await.expect("within the limit");
+    }
+    assert_eq!(code(applicant.renew(&authority, &enrolled).await), Code::RateLimited);
 }
 
 #[tokio::test(flavor = "multi_thread")]
