@@ -56,7 +56,8 @@ pub struct Context<'a> {
     pub signer: &'a Signer<'a>,
 }
 
-/// What the server sends before the first chunk, all of it verified except the wraps, which the seal will name.
+/// What the server sends before the first chunk. Terms and manifest are verified; the rest is an allegation until the seal
+/// names it.
 #[derive(Clone, Debug)]
 pub struct Delivery {
     /// The terms.

@@ -204,7 +204,7 @@ impl<S: Read + Write> Path<S> {
     }
 
     /// Ends the path for the reason `refusal`: tells the peer, unless it was the peer that said so or is gone, and closes.
-    /// Best effort, as there is nobody to complain to.
+    /// Best effort, as there is nobody to complain to; takes at most the stream's write time-out for each write.
     pub fn abort(&mut self, refusal: &Refusal) {
         if std::mem::replace(&mut self.over, true) {
             let _ = self.records.send_close_notify();

@@ -17,6 +17,9 @@ const SMALL_READ: usize = 32 * 1024;
 /// Bytes of the reads from the stream once one small read was filled.
 const LARGE_READ: usize = 256 * 1024;
 
+/// Pieces of what the peer sent last that are looked through for its alert after a write failed.
+const LAST_RECORDS: usize = 8;
+
 /// One TLS connection and the stream below it.
 pub(super) struct Records<S> {
     stream: S,
@@ -52,17 +55,25 @@ impl<S: Read + Write> Records<S> {
     pub(super) fn handshake(&mut self) -> Result<Channel> {
         while self.tls.is_handshaking() {
             if self.tls.wants_write() {
-                self.flush()?;
+                self.flush().map_err(|refusal| self.last_alert(refusal))?;
             } else {
                 self.advance()?;
             }
         }
-        self.flush()?;
+        self.flush().map_err(|refusal| self.last_alert(refusal))?;
         let mut exporter = Digest([0; 32]);
         self.tls
             .export_keying_material(&mut exporter.0, EXPORTER_LABEL, Some(&[]))
             .map_err(|e| Refusal::new(Code::Internal, format!("TLS exports nothing: {e}")).because(e))?;
         Ok(Channel { peer: self.verdict.peer()?, exporter })
+    }
+
+    /// A peer that hangs up within the handshake has usually said why: looks for its alert among what it sent last.
+    fn last_alert(&mut self, refusal: Refusal) -> Refusal {
+        if refusal.code != Code::PathTruncated {
+            return refusal;
+        }
+        (0..LAST_RECORDS).find_map(|_| self.advance().err()).filter(|said| said.code != Code::PathTruncated).unwrap_or(refusal)
     }
 
     /// Whether both ends agreed on this protocol.

@@ -105,6 +105,32 @@ fn random_frames_are_refused_and_never_panic() {
 }
 
 #[test]
+fn a_client_that_is_cut_off_while_it_writes_still_reads_the_alert() {
+    /// Everything written fails, as if the peer had hung up; one alert, unknown_ca, is still there to be read.
+    struct Gone(&'static [u8]);
+    impl Read for Gone {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            self.0.read(buffer)
+        }
+    }
+    impl Write for Gone {
+        fn write(&mut self, _bytes: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let pki = Pki::new(NOW);
+    let holder = pki.holder(Role::Processor);
+    let identity = Identity { key: Arc::new(holder.key.clone()), chain: holder.chain.clone() };
+    let config = processor_config(&identity, SharedTrust::new(pki.trust()), Arc::new(Standing)).expect("its own key");
+    let told = Path::connect(Gone(&[21, 3, 3, 0, 2, 2, 48]), &config).expect_err("cut off");
+    assert_eq!(told.code, Code::CertificateForeign);
+    assert_eq!(Path::connect(Gone(&[]), &config).expect_err("cut off").code, Code::PathTruncated);
+}
+
+#[test]
 fn a_long_path_holds_no_more_memory_than_a_short_one() {
     let (mut processor, mut server) = pair();
     let sending = std::thread::spawn(move || {

@@ -73,6 +73,16 @@ fn a_revocation_list_past_its_next_update_refuses_and_both_ends_say_so() {
 }
 
 #[test]
+fn a_revoked_statement_or_vendor_key_signs_nothing_any_more() {
+    for withdrawn in [|w: &World| w.statement.clone(), |w: &World| w.vendor.clone()] {
+        let world = World::new();
+        let list = world.pki.revocations(&[&withdrawn(&world)]);
+        world.processor_trust.replace(world.pki.trust().with_revocations(&list).unwrap());
+        refused(&world, Code::CertificateRevoked);
+    }
+}
+
+#[test]
 fn a_certificate_of_a_foreign_authority_is_refused_and_both_ends_say_so() {
     refused(&with_processor(|_| Pki::new(NOW).holder(Role::Processor)), Code::CertificateForeign);
     refused(&with_server(|_| Pki::new(NOW).holder_of(&of_server(Role::ServerSecondPath))), Code::CertificateForeign);
