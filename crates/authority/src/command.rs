@@ -54,16 +54,20 @@ pub enum Command {
         valid: Span,
     },
     /// Withdraw certificates, for good. A running authority serves the new revocation list at once.
+    #[command(group(clap::ArgGroup::new("what").required(true)))]
     Revoke {
         /// The configuration that `init` wrote.
         #[arg(long)]
         config: PathBuf,
         /// Withdraw every certificate of the key with this id.
-        #[arg(long, required_unless_present = "serial", conflicts_with = "serial")]
+        #[arg(long, group = "what")]
         key: Option<KeyId>,
         /// Withdraw the one certificate with this serial number, in hexadecimal.
-        #[arg(long)]
+        #[arg(long, group = "what")]
         serial: Option<String>,
+        /// Withdraw every certificate of this name, and its vouchers.
+        #[arg(long, group = "what")]
+        name: Option<String>,
     },
     /// Print the vouchers and certificates of this authority.
     List {
@@ -83,7 +87,10 @@ pub fn execute(command: Command) -> Result<()> {
             Command::Init { dir, listen, name } => init(dir, listen, &name).await,
             Command::Run { config } => run(Config::load(&config)?).await,
             Command::Voucher { config, role, name, valid } => voucher(config, role, name, valid).await,
-            Command::Revoke { config, key, serial } => revoke(&Config::load(&config)?, key, serial).await,
+            Command::Revoke { config, key, serial, name } => {
+                let serial = serial.as_deref().map(parse_serial).transpose()?.map(Target::Serial);
+                revoke(&Config::load(&config)?, key.map(Target::Key).or(serial).or(name.map(Target::Name))).await
+            }
             Command::List { config } => list(&Config::load(&config)?).await,
         }
     })
@@ -179,18 +186,14 @@ pub async fn new_voucher(config: &Config, kind: Kind, name: Option<String>, vali
     added.map(|()| (text, voucher))
 }
 
-async fn revoke(config: &Config, key: Option<KeyId>, serial: Option<String>) -> Result<()> {
-    let target = match (key, serial) {
-        (Some(key), _) => Target::Key(key),
-        (None, Some(serial)) => Target::Serial(parse_serial(&serial)?),
-        (None, None) => return Err(Refusal::new(Code::ConfigInvalid, "name a key or a serial number")),
-    };
+async fn revoke(config: &Config, target: Option<Target>) -> Result<()> {
+    let target = target.ok_or_else(|| Refusal::new(Code::ConfigInvalid, "name a key, a serial number or a name"))?;
     let store = Store::open(&Paths::of(&config.folder).state).await?;
     let revoked = store.revoke(&target, now()).await;
     store.close().await;
     let revoked = revoked?;
     if revoked.is_empty() {
-        println!("Nothing to do: withdrawn already.");
+        println!("No certificate was left to withdraw.");
     }
     for certificate in revoked {
         println!("withdrawn: {} of {}, serial {}", certificate.role, certificate.subject, Hex(&certificate.serial));

@@ -113,6 +113,8 @@ pub enum Target {
     Key(KeyId),
     /// One certificate.
     Serial(Vec<u8>),
+    /// Every certificate of a subject, and what is left of its vouchers.
+    Name(String),
 }
 
 /// The authority's memory.
@@ -253,28 +255,41 @@ impl Store {
         Ok(new.clone())
     }
 
-    /// Withdraws certificates; answers those that were not withdrawn before. [`Code::NotFound`] when there is none at all.
+    /// Withdraws certificates, and the vouchers of a name; answers the certificates that were not withdrawn before.
+    /// [`Code::NotFound`] when the target names nothing that was ever there.
     pub async fn revoke(&self, target: &Target, now: Time) -> Result<Vec<Certificate>> {
-        let (key, serial) = match target {
-            Target::Key(key) => (key.as_ref(), [].as_slice()),
-            Target::Serial(serial) => ([].as_slice(), serial.as_slice()),
+        let (key, serial, name) = match target {
+            Target::Key(key) => (Some(key.as_ref()), None, None),
+            Target::Serial(serial) => (None, Some(serial.as_slice()), None),
+            Target::Name(name) => (None, None, Some(name.as_str())),
         };
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-        let known: i64 = sqlx::query_scalar("SELECT count(*) FROM certificates WHERE key_id = ? OR serial = ?")
-            .bind(key)
-            .bind(serial)
-            .fetch_one(&mut *tx)
+        let known: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM certificates WHERE key_id = ?1 OR serial = ?2 OR subject = ?3)
+                 OR EXISTS (SELECT 1 FROM vouchers WHERE name = ?3)",
+        )
+        .bind(key)
+        .bind(serial)
+        .bind(name)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed)?;
+        if !known {
+            return Err(Refusal::new(Code::NotFound, "this authority knows no such key, serial number or name"));
+        }
+        sqlx::query("UPDATE vouchers SET expires_at = min(expires_at, ?1 - 1) WHERE name = ?2")
+            .bind(seconds(now))
+            .bind(name)
+            .execute(&mut *tx)
             .await
             .map_err(failed)?;
-        if known == 0 {
-            return Err(Refusal::new(Code::NotFound, "no certificate of this authority has that key or serial number"));
-        }
         let revoked: Vec<CertificateRow> = sqlx::query_as(
-            "UPDATE certificates SET revoked_at = ?3 WHERE (key_id = ?1 OR serial = ?2) AND revoked_at IS NULL
+            "UPDATE certificates SET revoked_at = ?4 WHERE (key_id = ?1 OR serial = ?2 OR subject = ?3) AND revoked_at IS NULL
              RETURNING serial, key_id, role, subject, sealing, der, not_before, not_after, revoked_at",
         )
         .bind(key)
         .bind(serial)
+        .bind(name)
         .bind(seconds(now))
         .fetch_all(&mut *tx)
         .await

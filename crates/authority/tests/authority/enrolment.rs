@@ -277,6 +277,20 @@ async fn a_revocation_is_served_at_once_and_ends_renewal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn revoking_a_name_ends_its_certificates_and_its_voucher() {
+    let authority = Running::new().await;
+    let voucher = authority.voucher(Kind::Server).await;
+    let first = Applicant::new(Role::ServerSecondPath).enroll(&authority, &voucher).await.expect("a good voucher");
+    let name = Target::Name(first.certified.subject().to_owned());
+    assert_eq!(authority.authority.store().revoke(&name, now()).await.expect("known").len(), 1);
+    assert_eq!(code(Applicant::new(Role::ServerReceipt).enroll(&authority, &voucher).await), Code::VoucherInvalid);
+    let trust = authority.authority.trust(now()).await.expect("a list");
+    assert_eq!(code(trust.verify(&first.chain, Role::ServerSecondPath, now())), Code::CertificateRevoked);
+    let nobody = authority.authority.store().revoke(&Target::Name("nobody".to_owned()), now()).await;
+    assert_eq!(code(nobody), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_keeps_vouchers_certificates_and_revocations() {
     let authority = Running::new().await;
     let (used, open) = (authority.voucher(Kind::Vendor).await, authority.voucher(Kind::Vendor).await);
