@@ -138,3 +138,20 @@ fn random_bytes_in_place_of_any_message_are_refused_and_never_panic() {
         assert!(client.start(&noise, &mine).is_err());
     }
 }
+
+#[test]
+fn our_own_challenge_sent_back_is_no_challenge() {
+    let world = World::new();
+    let trust = world.pki.trust();
+    let (mine, theirs) = (world.processor.signer(), world.server.signer());
+    let (mine, theirs) = (context(&trust, &mine), context(&trust, &theirs));
+    let (to_server, to_processor) = world.channels();
+    let confirmation = world.statement.sign(&world.confirmation);
+    let (key, capabilities) = (world.session_key.clone(), world.capabilities.clone());
+    // Both ends draw the same bytes.
+    let random = || chipbound_testkit::Repeatable::new(3);
+    let (client, hello) = processor::begin(&to_server, &confirmation, key, capabilities, &mine, &mut random()).expect("a hello");
+    let serving = server::begin(&to_processor, world.purpose()).expect("the processor");
+    let (_, exchange) = serving.hello(&hello, &theirs, &mut random()).expect("the hello");
+    assert_eq!(client.server_exchange(&exchange, &mine).expect_err("reflected").code, Code::ExchangeMismatch);
+}
