@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod at_rest;
+mod blocks;
 mod cipher;
 mod elf;
 pub mod gate;

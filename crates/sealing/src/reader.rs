@@ -1,29 +1,27 @@
 //! Reads the plaintext of a package at any offset, with nothing in memory but tags and hashes.
 
+use crate::blocks::{BLOCK, Blocks};
 use crate::cipher::Cipher;
 use crate::keys::PageKeys;
-use crate::layout::{CHUNK_STEP, Layout, Piece};
+use crate::layout::{Layout, Piece};
 use crate::package::Package;
 use crate::pages::{PlainHasher, open_unit, plain_parts_altered, unpatch};
 use crate::read_at::ReadAt;
 use chipbound_wire::documents::Seal;
 use chipbound_wire::limits::{DATA_CHUNK, MAX_CHUNK, TAG};
-use chipbound_wire::{Code, Digest, Refusal, Result};
+use chipbound_wire::{Code, Refusal, Result};
 use std::fmt;
 use std::io;
 use zeroize::Zeroizing;
 
-/// Bytes of the body that are hashed together.
-const BLOCK: usize = CHUNK_STEP;
-
-/// The plaintext of a package whose every byte was compared with its seal. Later reads compare again what they use, by a BLAKE3
-/// of each 64 KiB kept from the first pass: a byte that changed in between is refused (A15).
+/// The plaintext of a package whose every byte was compared with its seal. Later reads compare again what they use, with a value
+/// of each 64 KiB that the first pass kept: a byte that changed in between is refused (A15).
 pub struct PackageReader<F> {
     file: F,
     layout: Layout,
     tags: Vec<u8>,
     cipher: Cipher,
-    hashes: Vec<[u8; 32]>,
+    blocks: Blocks,
 }
 
 impl<F: ReadAt> PackageReader<F> {
@@ -37,11 +35,11 @@ impl<F: ReadAt> PackageReader<F> {
         if package.layout.body_size() != seal.body_size || package.table_size() != seal.table_size {
             return Err(Refusal::new(Code::PackageTruncated, "the package is not as long as its seal says"));
         }
-        let hashes = check_body(&file, &package.layout, seal)?;
+        let blocks = check_body(&file, &package.layout, seal)?;
         if package.table_root() != seal.table_root {
             return Err(Refusal::new(Code::PageAltered, "the tags are not those that were sealed"));
         }
-        Ok(Self { file, layout: package.layout, tags: package.tags, cipher: keys.cipher(), hashes })
+        Ok(Self { file, layout: package.layout, tags: package.tags, cipher: keys.cipher(), blocks })
     }
 
     /// Which bytes are sealed in the file.
@@ -71,7 +69,7 @@ impl<F: ReadAt> PackageReader<F> {
     fn load(&self, base: u64, block: &mut Vec<u8>) -> Result<()> {
         block.resize((self.layout.body_size() - base).min(BLOCK as u64) as usize, 0);
         self.file.read_exact_at(block, base).map_err(|e| Refusal::io("reading a package", e))?;
-        if *blake3::hash(block).as_bytes() != self.hashes[base as usize / BLOCK] {
+        if !self.blocks.matches(base, block) {
             return Err(Refusal::new(Code::PageAltered, format!("the 64 KiB at offset {base} changed while the package was in use")));
         }
         Ok(())
@@ -122,10 +120,9 @@ impl<F> fmt::Debug for PackageReader<F> {
     }
 }
 
-/// The first pass: compares every byte of the body with the seal and keeps a hash of each block.
-fn check_body(file: &dyn ReadAt, layout: &Layout, seal: &Seal) -> Result<Vec<[u8; 32]>> {
-    let mut hashes = Vec::with_capacity(layout.body_size().div_ceil(BLOCK as u64) as usize);
-    let mut body = blake3::Hasher::new();
+/// The first pass: compares every byte of the body with the seal and keeps a value of each block.
+fn check_body(file: &dyn ReadAt, layout: &Layout, seal: &Seal) -> Result<Blocks> {
+    let mut blocks = Blocks::new(layout.body_size());
     let mut plain = PlainHasher::new(&layout.encode());
     let mut buf = vec![0; MAX_CHUNK];
     let mut at = 0;
@@ -133,8 +130,7 @@ fn check_body(file: &dyn ReadAt, layout: &Layout, seal: &Seal) -> Result<Vec<[u8
         let end = layout.body_size().min(at + MAX_CHUNK as u64);
         let chunk = &mut buf[..(end - at) as usize];
         file.read_exact_at(chunk, at).map_err(|e| Refusal::io("reading a package", e))?;
-        body.update(chunk);
-        hashes.extend(chunk.chunks(BLOCK).map(|block| *blake3::hash(block).as_bytes()));
+        blocks.update(chunk);
         for piece in layout.pieces(at, end).filter(|piece| piece.unit.is_none()) {
             plain.update(&chunk[piece.within(at)]);
         }
@@ -143,10 +139,10 @@ fn check_body(file: &dyn ReadAt, layout: &Layout, seal: &Seal) -> Result<Vec<[u8
     if plain.finish() != seal.plain_digest {
         return Err(plain_parts_altered());
     }
-    if Digest(*body.finalize().as_bytes()) != seal.body_root {
+    if blocks.root() != seal.body_root {
         return Err(Refusal::new(Code::PageAltered, "a sealed page is not the one that was sealed"));
     }
-    Ok(hashes)
+    Ok(blocks)
 }
 
 const _: () = assert!(BLOCK.is_multiple_of(DATA_CHUNK) && MAX_CHUNK.is_multiple_of(BLOCK));

@@ -304,3 +304,57 @@ impl TryCryptoRng for Drawn<'_> {}
 const CONTENT_KEY: &[u8] = b"chipbound/1 content key";
 const RELEASE: &[u8] = b"chipbound/1 release";
 const POSSESSION: &[u8] = b"chipbound/1 possession";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kem::SealingKeyPair;
+    use chipbound_wire::SystemRandom;
+
+    #[test]
+    fn a_receiver_over_a_key_stores_secret_is_the_receiver_of_rfc_9180() {
+        fn compare<K: HpkeKem>(kem: Kem, psk: Option<Psk<'_>>) {
+            let pair = SealingKeyPair::generate(kem, &mut SystemRandom);
+            let public = pair.sealing_key().public;
+            let (enc, mut sender) = Sender::set_up(kem, &public, b"info", psk, &mut SystemRandom).expect("a sender");
+            let ciphertext = sender.seal(b"plain", b"aad").expect("sealed");
+            let wrap = wrap(kem, enc, ciphertext).expect("short");
+
+            let mode = match psk {
+                Some((psk, id)) => OpModeR::Psk(PskBundle::new(psk.bytes(), &id.0).expect("both")),
+                None => OpModeR::Base,
+            };
+            let private = K::PrivateKey::from_bytes(&pair.serialize()[1..]).expect("its own bytes");
+            let enc = K::EncappedKey::from_bytes(&wrap.enc).expect("encapsulated");
+            let mut theirs: Receives<K> = hpke::setup_receiver(&mode, &private, &enc, b"info").expect("a receiver");
+            let mut ours = Receiver::set_up(&pair, &wrap, b"info", psk).expect("a receiver");
+            assert_eq!(theirs.open(&wrap.ciphertext, b"aad").expect("opens"), b"plain");
+            assert_eq!(**ours.open(&wrap.ciphertext, b"aad").expect("opens"), *b"plain");
+            let (mut exported, mut expected, mut sent) = ([0; 32], [0; 32], [0; 32]);
+            ours.export(b"context", &mut exported).expect("exported");
+            theirs.export(b"context", &mut expected).expect("exported");
+            sender.export(b"context", &mut sent).expect("exported");
+            assert_eq!((exported, sent), (expected, expected));
+        }
+        let (secret, order) = (ReleaseSecret::generate(&mut SystemRandom), OrderId([3; 16]));
+        for psk in [None, Some((&secret, &order))] {
+            compare::<XWing>(Kem::XWing, psk);
+            compare::<DhP256HkdfSha256>(Kem::DhkemP256, psk);
+        }
+    }
+
+    #[test]
+    fn a_key_store_that_gives_a_secret_of_another_length_is_refused() {
+        struct Short;
+        impl Decapsulate for Short {
+            fn public(&self, _: Kem) -> Option<Vec<u8>> {
+                None
+            }
+            fn decapsulate(&self, _: Kem, _: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
+                Ok(Zeroizing::new(vec![1; 31]))
+            }
+        }
+        let wrap = wrap(Kem::XWing, vec![0; 1120], vec![0; 48]).expect("short");
+        assert_eq!(open_possession(&Short, &[0; 16], &wrap).expect_err("a short secret").code, Code::WrapInvalid);
+    }
+}

@@ -88,12 +88,17 @@ fn installed() -> Vec<(String, Vec<u8>)> {
 /// Installed programs and every build, each also without section headers.
 fn programs() -> Vec<(String, Vec<u8>)> {
     let mut all = installed();
-    for (name, options) in BUILDS {
+    for (name, options) in BUILDS.into_iter().chain(gold()) {
         let program = build(name, options);
         all.push((format!("{name}-no-sections"), without_sections(program.clone())));
         all.push((name.to_owned(), program));
     }
     all
+}
+
+/// One more linker, where it is installed.
+fn gold() -> Option<(&'static str, &'static [&'static str])> {
+    std::fs::exists("/usr/bin/ld.gold").unwrap_or(false).then_some(("gold", &["-fuse-ld=gold"]))
 }
 
 fn sealed_program(name: &str, plain: &[u8]) -> Sealed {
