@@ -1,1 +1,23 @@
-fn main() {}
+//! `chipbound-processor`: the tamper-resistant processor and its downloading program, as a daemon.
+
+use chipbound_processor::command::{Command, execute};
+use clap::Parser;
+use std::process::ExitCode;
+
+/// The tamper-resistant processor: receives programs that are bound to it, and runs them.
+#[derive(Parser)]
+#[command(name = "chipbound-processor", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn main() -> ExitCode {
+    match execute(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => {
+            eprintln!("chipbound-processor: {refusal}\n  {}", refusal.code.advice());
+            ExitCode::from(refusal.code.fault().exit_code())
+        }
+    }
+}

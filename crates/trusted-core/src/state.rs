@@ -95,7 +95,7 @@ pub enum Step {
     Compared {
         /// The record.
         #[n(0)]
-        record: Record,
+        record: Box<Record>,
         /// The program.
         #[n(1)]
         program: ProgramId,
@@ -129,7 +129,7 @@ impl Step {
     /// The step of step 1008.
     #[must_use]
     pub fn compared(record: Record, manifest: &Manifest) -> Self {
-        Self::Compared { record, program: manifest.program.clone(), minimum: manifest.minimum_sequence }
+        Self::Compared { record: Box::new(record), program: manifest.program.clone(), minimum: manifest.minimum_sequence }
     }
 }
 
@@ -308,7 +308,7 @@ impl State {
                 {
                     self.records.remove(&oldest);
                 }
-                self.records.insert(record.seal, record);
+                self.records.insert(record.seal, *record);
                 self.raise(program, minimum);
             }
             Step::Released { seal, release } => {
@@ -359,7 +359,7 @@ mod tests {
     }
 
     fn compared(name: u8, minimum: u64) -> Step {
-        Step::Compared { record: record(name), program: program(), minimum }
+        Step::Compared { record: Box::new(record(name)), program: program(), minimum }
     }
 
     fn released(name: u8) -> Step {

@@ -1,0 +1,159 @@
+//! One conversation on the control socket: what is asked, who may, and what is answered.
+
+use crate::connection::{Asked, Connection};
+use crate::enrolling;
+use crate::line::Stream;
+use crate::processor::Processor;
+use crate::receive::{Held, receive};
+use crate::{open, run};
+use chipbound_trusted_core::KeyStore;
+use chipbound_wire::bounded::{Bytes, List, Text};
+use chipbound_wire::control::{Line, Request, Response};
+use chipbound_wire::documents::Confirmation;
+use chipbound_wire::signature::Sign;
+use chipbound_wire::signed::verify_document;
+use chipbound_wire::{Code, Refusal, Result};
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
+
+/// How long a client may take to say what it wants.
+const FIRST_WORD: Duration = Duration::from_secs(30);
+
+/// Requests in one conversation: far more than any client has, and tokens tried.
+const MAX_REQUESTS: usize = 16;
+
+/// Whether the conversation goes on after a request.
+enum Next {
+    Go,
+    End,
+}
+
+/// Answers requests until the client closes its connection or one is refused. What was received and not taken is then gone.
+pub fn converse(mut connection: Connection, us: &Processor) {
+    let mut held = None;
+    for _ in 0..MAX_REQUESTS {
+        let patience = if held.is_some() { Duration::from_secs(us.config.limits.release_seconds) } else { FIRST_WORD };
+        let answered = match connection.receive(patience) {
+            Ok(None) => return,
+            Ok(Some(asked)) => answer(&mut connection, asked, &mut held, us),
+            Err(refusal) => Err(refusal),
+        };
+        match answered {
+            Ok(Next::Go) => {}
+            Ok(Next::End) => return,
+            Err(refusal) => {
+                tracing::info!(uid = connection.peer().uid, reason = %refusal, "refused");
+                let told = connection.refuse(&refusal);
+                // A wrong token is no reason to throw the delivery away.
+                if told.is_err() || held.is_none() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn answer(connection: &mut Connection, asked: Asked, held: &mut Option<Held>, us: &Processor) -> Result<Next> {
+    let mut descriptors = asked.descriptors.into_iter();
+    let mut next = || descriptors.next();
+    match asked.request {
+        Request::Describe => connection.send(&describe(us)?, None)?,
+        Request::Enroll { authority, voucher } => {
+            check_operator(connection)?;
+            enrolling::enroll(us, &authority, &voucher)?;
+            connection.send(&describe(us)?, None)?;
+        }
+        Request::Receive { confirmation, line } => {
+            let _place = us.transfers.enter(connection.peer().uid)?;
+            *held = None;
+            let delivery = take(connection, &confirmation, &line, next(), us)?;
+            let response = Response::Received {
+                acknowledgement: Bytes::new(delivery.acknowledged.acknowledgement.clone())?,
+                body_size: delivery.acknowledged.seal.body_size,
+                chosen: chosen(&delivery),
+            };
+            *held = Some(delivery);
+            connection.send(&response, None)?;
+        }
+        Request::Release { token } => {
+            let nothing = || Refusal::new(Code::NotReceived, "nothing was received on this connection");
+            let delivery = held.as_mut().ok_or_else(nothing)?;
+            let (package, size) = delivery.release(&token, us)?;
+            let order = delivery.acknowledged.delivery.terms.order;
+            connection.send(&Response::Released { size, order }, Some(package.as_fd()))?;
+        }
+        Request::Taken => {
+            *held = None;
+            connection.send(&Response::Done, None)?;
+            return Ok(Next::End);
+        }
+        Request::Run { path } => {
+            run::run(connection, &path, next(), us)?;
+            return Ok(Next::End);
+        }
+        Request::Open => {
+            let _place = us.transfers.enter(connection.peer().uid)?;
+            let size = open::open(connection, wanted(next())?, wanted(next())?, us)?;
+            connection.send(&Response::Opened { size }, None)?;
+        }
+        Request::Inspect => {
+            let _place = us.transfers.enter(connection.peer().uid)?;
+            let response = open::inspect(wanted(next())?, us)?;
+            connection.send(&response, None)?;
+        }
+    }
+    Ok(Next::Go)
+}
+
+fn wanted(descriptor: Option<OwnedFd>) -> Result<OwnedFd> {
+    descriptor.ok_or_else(|| Refusal::new(Code::Malformed, "a descriptor is missing beside the request"))
+}
+
+/// Receives a delivery while the client stays.
+fn take(connection: &mut Connection, confirmation: &[u8], line: &Line, descriptor: Option<OwnedFd>, us: &Processor) -> Result<Held> {
+    // Nobody makes this processor dial or shake hands without a server's signed word for it.
+    let enrolment = us.vault.enrolment()?;
+    let agreed = verify_document::<Confirmation>(confirmation, &enrolment.trust.get(), us.now())?;
+    if agreed.processor != us.vault.keys().key_id() {
+        return Err(Refusal::new(Code::ProcessorMismatch, "the order is for another processor"));
+    }
+    let silence = Duration::from_secs(us.config.limits.silence_seconds);
+    let stream = Stream::open(line, descriptor, silence)?;
+    thread::scope(|scope| {
+        let watch = stream.watch(connection, silence, scope)?;
+        let mut progress = |done, total| match line {
+            Line::Own { .. } => connection.send(&Response::Progress { done, total }, None),
+            Line::Tunnel => Ok(()), // The client sees every byte go by.
+        };
+        let received = receive(stream, confirmation, us, &mut progress);
+        match received {
+            Err(e) if watch.cancelled() => Err(Refusal::new(Code::Cancelled, "the client went away").because(e)),
+            other => other,
+        }
+    })
+}
+
+fn chosen(delivery: &Held) -> Text<{ chipbound_wire::limits::MAX_NAME }> {
+    let terms = &delivery.acknowledged.delivery.terms;
+    Text::cut(&format!("{}, {} key", terms.suite, terms.key_mode))
+}
+
+fn describe(us: &Processor) -> Result<Response> {
+    let keys = us.vault.keys();
+    let enrolment = us.vault.enrolment().ok();
+    let (chain, valid_until, root) = match &enrolment {
+        Some(e) => (e.issued.chain.clone(), Some(e.certified.validity().1), e.issued.root.clone()),
+        None => (List::default(), None, Bytes::default()),
+    };
+    Ok(Response::Description { processor: keys.key_id(), class: keys.class(), chain, valid_until, pid: std::process::id(), root })
+}
+
+/// Only root and the daemon's own user may enroll it.
+fn check_operator(connection: &Connection) -> Result<()> {
+    let uid = connection.peer().uid;
+    if uid == 0 || uid == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    Err(Refusal::new(Code::Forbidden, "only root and the processor's own user may enroll it"))
+}

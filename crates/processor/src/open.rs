@@ -1,0 +1,69 @@
+//! Opening data packages (source \[63\]) and inspecting packages.
+
+use crate::connection::Connection;
+use crate::processor::Processor;
+use crate::run::check_file;
+use chipbound_sealing::ReadAt;
+use chipbound_trusted_core::{OpenedPackage, open_package};
+use chipbound_wire::bounded::Text;
+use chipbound_wire::control::Response;
+use chipbound_wire::{Code, Refusal, Result};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+/// Bytes of plaintext in memory at once.
+const STEP: usize = 256 * 1024;
+
+/// The shortest time between two words of progress.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+fn verify(package: OwnedFd, us: &Processor) -> Result<OpenedPackage<File>> {
+    let file = check_file(File::from(package))?;
+    let enrolment = us.vault.enrolment()?;
+    open_package(file, &us.vault, &*us.vault.keys(), &enrolment.root)
+}
+
+/// Verifies the package whole, then writes its plaintext to `output`, when the vendor allows that. Gives the bytes written.
+pub fn open(connection: &mut Connection, package: OwnedFd, output: OwnedFd, us: &Processor) -> Result<u64> {
+    let opened = verify(package, us)?;
+    if !opened.manifest.open_to_file {
+        return Err(Refusal::new(Code::UseForbidden, format!("{} may be run, but not opened to a file", opened.manifest.program)));
+    }
+    let total = opened.plaintext.size();
+    let mut output = File::from(output);
+    let mut buffer = Zeroizing::new(vec![0; STEP]);
+    let (mut done, mut told) = (0, Instant::now());
+    while done < total {
+        let step = &mut buffer[..STEP.min(usize::try_from(total - done).unwrap_or(STEP))];
+        opened.plaintext.read_exact_at(step, done).map_err(|e| read_refusal(&opened, e))?;
+        output.write_all(step).map_err(written)?;
+        done += step.len() as u64;
+        if told.elapsed() >= PROGRESS_EVERY {
+            told = Instant::now();
+            connection.send(&Response::Progress { done, total }, None)?;
+        }
+    }
+    Ok(total)
+}
+
+/// Is this package whole, and can it be opened here?
+pub fn inspect(package: OwnedFd, us: &Processor) -> Result<Response> {
+    let opened = verify(package, us)?;
+    let title = Text::cut(&format!("{} {}", opened.manifest.program, &*opened.manifest.version));
+    Ok(Response::Inspected { manifest: opened.manifest.digest(), title })
+}
+
+fn read_refusal<F>(_: &OpenedPackage<F>, error: std::io::Error) -> Refusal {
+    Refusal::new(Code::PageAltered, format!("the package changed while it was opened: {error}")).because(error)
+}
+
+/// A reader that went away is the caller's wish, not a fault of the machine.
+fn written(error: std::io::Error) -> Refusal {
+    match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Refusal::new(Code::Cancelled, "nobody reads the output any more").because(error),
+        _ => Refusal::io("writing the output", error),
+    }
+}

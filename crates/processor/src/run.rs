@@ -1,0 +1,164 @@
+//! Running a package (source \[53\]): the client becomes the program.
+
+use crate::cache::Program;
+use crate::config::Namespaces;
+use crate::connection::{Connection, Peer};
+use crate::processor::Processor;
+use chipbound_loader::{AtExec, Identity, Image, LoadError, NOT_STARTED, PageSource, Tracer};
+use chipbound_sealing::{PackageReader, ReadAt};
+use chipbound_trusted_core::open_package;
+use chipbound_wire::control::Response;
+use chipbound_wire::suite::{Format, LoaderVariables};
+use chipbound_wire::{Code, Refusal, Result};
+use rustix::fs::{Mode, OFlags};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Verifies and opens the package, attaches to the client, tells it to exec, and makes it the program. From
+/// [`Response::Ready`] on, a refusal is printed by the process itself, which ends with 126.
+pub fn run(connection: &mut Connection, path: &[u8], descriptor: Option<OwnedFd>, us: &Processor) -> Result<()> {
+    let peer = connection.peer();
+    check_namespaces(peer, us)?;
+    let package = match descriptor {
+        Some(descriptor) => check_file(File::from(descriptor))?,
+        None => open_by_path(path)?,
+    };
+    let identity = identity_of(&package)?;
+    let program = open_program(&package, &identity, us)?;
+    let tracer = Tracer::seize(peer.pid).map_err(refusal_of)?;
+    check_peer(peer)?; // The pid is held by the trace from here on; it is still the client's.
+    connection.send(&Response::Ready, None)?;
+    let mut stopped = tracer.await_exec(Duration::from_secs(us.config.limits.start_seconds)).map_err(refusal_of)?;
+    if let Err(refusal) = prepare(&mut stopped, &identity, &program) {
+        let _ = stopped.refuse(&format!("chipbound: {refusal}\n"), NOT_STARTED); // Where that fails, it was killed.
+        return Err(refusal);
+    }
+    let started = stopped.complete(&program.image).map_err(refusal_of)?;
+    tracing::info!(program = %program.program, pid = started.pid.as_raw_nonzero(), stopped_us = started.stopped.as_micros() as u64, "started");
+    Ok(())
+}
+
+/// At the exec stop: the file that the kernel started is the one that was verified, and loader variables are as the vendor wants them.
+fn prepare(stopped: &mut AtExec, verified: &Identity, program: &Program) -> Result<()> {
+    if stopped.exe_identity().map_err(refusal_of)? != *verified {
+        return Err(Refusal::new(Code::ProcessMismatch, "the file that was started is not the package that was verified"));
+    }
+    if program.loader_variables == LoaderVariables::Forbid {
+        stopped.drop_loader_variables().map_err(refusal_of)?;
+    }
+    Ok(())
+}
+
+/// The opened program, from the cache or verified and opened now.
+fn open_program(package: &File, identity: &Identity, us: &Processor) -> Result<Arc<Program>> {
+    let program = us.cache.get(identity, || {
+        let enrolment = us.vault.enrolment()?;
+        let keys = us.vault.keys();
+        let opened = open_package(package, &us.vault, &*keys, &enrolment.root)?;
+        if opened.manifest.format != Format::ElfX8664 {
+            return Err(Refusal::new(Code::UnsupportedProgram, "the package holds data; open it with `chipbound open`"));
+        }
+        let image = Image::build(&Plaintext(&opened.plaintext)).map_err(refusal_of)?;
+        if identity_of(package)? != *identity {
+            return Err(Refusal::new(Code::ProcessMismatch, "the package changed while it was opened"));
+        }
+        Ok(Program {
+            image,
+            program: opened.manifest.program.clone(),
+            sequence: opened.manifest.sequence,
+            loader_variables: opened.manifest.loader_variables,
+        })
+    })?;
+    program.check_minimum(us.vault.minimum(&program.program))?;
+    Ok(program)
+}
+
+/// The verified plaintext as the loader reads it.
+struct Plaintext<'a, F>(&'a PackageReader<F>);
+
+impl<F: ReadAt> PageSource for Plaintext<'_, F> {
+    fn len(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(buf, offset)
+    }
+}
+
+/// A package that the client may execute but not read is opened by the daemon. The path decides nothing: what the kernel started
+/// is compared with what was opened.
+fn open_by_path(path: &[u8]) -> Result<File> {
+    let path = OsStr::from_bytes(path);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|e| Refusal::io(format_args!("the package {} cannot be opened by the processor", path.to_string_lossy()), e.into()))?;
+    check_file(file.into())
+}
+
+/// Only regular files: reading anything else could block, or have effects.
+pub(crate) fn check_file(file: File) -> Result<File> {
+    let meta = file.metadata().map_err(|e| Refusal::io("the package", e))?;
+    if !meta.is_file() {
+        return Err(Refusal::new(Code::NotAPackage, "not a regular file"));
+    }
+    Ok(file)
+}
+
+fn identity_of(file: impl AsFd) -> Result<Identity> {
+    Identity::of(file).map_err(|e| Refusal::io("the package", e))
+}
+
+/// The client lives in this process's user and mount namespaces, so that paths and users mean the same to both.
+fn check_namespaces(peer: Peer, us: &Processor) -> Result<()> {
+    let own_user = peer.uid == rustix::process::geteuid().as_raw();
+    if us.config.namespaces == Namespaces::AnyForOwnUser && own_user {
+        return Ok(());
+    }
+    for namespace in ["user", "mnt"] {
+        let of = |process: &str| std::fs::metadata(format!("/proc/{process}/ns/{namespace}")).map(|m| (m.dev(), m.ino()));
+        let theirs = of(&peer.pid.as_raw_nonzero().to_string()).map_err(|e| Refusal::io("the client's namespaces", e))?;
+        let ours = of("self").map_err(|e| Refusal::io("the processor's namespaces", e))?;
+        if theirs != ours {
+            return Err(Refusal::new(Code::ForeignNamespace, format!("the client is in another {namespace} namespace than the processor")));
+        }
+    }
+    Ok(())
+}
+
+/// The process that is traced now belongs to the user who connected.
+fn check_peer(peer: Peer) -> Result<()> {
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", peer.pid.as_raw_nonzero())).map_err(|e| Refusal::io("the client", e))?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1)?.parse::<u32>().ok());
+    if effective != Some(peer.uid) {
+        return Err(Refusal::new(Code::ProcessMismatch, "the client is not the process that connected any more"));
+    }
+    Ok(())
+}
+
+/// The code of what went wrong in the loader.
+fn refusal_of(error: LoadError) -> Refusal {
+    use std::error::Error;
+    let code = match &error {
+        LoadError::Unsupported(_) | LoadError::Privileged => Code::UnsupportedProgram,
+        LoadError::Source(_) => Code::PageAltered,
+        LoadError::TraceRefused(_) => Code::TraceRefused,
+        LoadError::TimedOut => Code::TimedOut,
+        LoadError::ProcessMismatch(_) => Code::ProcessMismatch,
+        _ => Code::StartFailed,
+    };
+    let mut detail = error.to_string();
+    let mut under = error.source();
+    while let Some(e) = under {
+        detail = format!("{detail}: {e}");
+        under = e.source();
+    }
+    Refusal::new(code, detail).because(error)
+}

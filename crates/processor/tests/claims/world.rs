@@ -1,0 +1,356 @@
+//! A vendor, a server's end of the second path that can lie, and a processor, in memory and a temporary folder.
+
+use chipbound_authority::issuing::{Leaf, Validity};
+use chipbound_processor::config::Config;
+use chipbound_processor::processor::Processor;
+use chipbound_processor::receive::{Held, receive};
+use chipbound_processor::vault::Vault;
+use chipbound_sealing::{
+    ContentKey, DirectWrap, Layout, PageKeys, ReleaseSecret, Sealer, plain_digest, seal_release, wrap_common, wrap_session,
+};
+use chipbound_session::path::Path;
+use chipbound_session::server::{self, Consignment, Policy, Purpose};
+use chipbound_session::tls::{DefaultTimeProvider, Identity, SharedTrust, server_config};
+use chipbound_session::{Context, Roots};
+use chipbound_testkit::{Holder, Pki, Wanted, documents};
+use chipbound_trusted_core::KeyStore;
+use chipbound_wire::bounded::{Bytes, List};
+use chipbound_wire::certificate::{Chain, Role, SealingKeys, Trust};
+use chipbound_wire::documents::{Manifest, ReleaseToken, Terms, Wrap};
+use chipbound_wire::enrolment::Issued;
+use chipbound_wire::limits::MAX_CHUNK;
+use chipbound_wire::messages::{Chunk, Kind};
+use chipbound_wire::signature::Sign;
+use chipbound_wire::signed::verify_document;
+use chipbound_wire::suite::{Aead, Class, Format, Kem, KeyMode, Profile, Suite};
+use chipbound_wire::{Digest, KeyId, OrderId, Refusal, Result, SystemRandom, Time};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use tempfile::TempDir;
+
+/// The suites that the server of the tests asks for.
+pub(crate) const X_WING: Suite = Suite { kem: Kem::XWing, aead: Aead::Aes256Gcm };
+
+pub(crate) struct World {
+    pub(crate) folder: TempDir,
+    pub(crate) pki: Pki,
+    pub(crate) vendor: Holder,
+    pub(crate) second_path: Holder,
+    pub(crate) statement: Holder,
+    pub(crate) us: Processor,
+}
+
+pub(crate) fn now() -> Time {
+    chipbound_host::now()
+}
+
+/// A server's key: all of one server's certificates have its subject.
+pub(crate) fn server_key(pki: &Pki, role: Role, subject: &str) -> Holder {
+    pki.holder_of(&Wanted { subject: subject.to_owned(), ..Wanted::role(role) })
+}
+
+/// A new installation in `folder`, not enrolled.
+pub(crate) fn install(folder: &std::path::Path) -> Config {
+    chipbound_host::files::create_private_folder(folder).expect("folder");
+    let path = folder.join("processor.toml");
+    std::fs::write(&path, Config::template()).expect("configuration");
+    let config = Config::load(&path).expect("the template");
+    Vault::create(&config.state).expect("keys");
+    config
+}
+
+/// What an authority with `pki` would issue for the keys in `vault`.
+pub(crate) fn certify(pki: &Pki, vault: &Vault, until: Time) -> Issued {
+    let keys = vault.keys();
+    let sealing = SealingKeys { class: Class::Software, keys: List::new(keys.sealing_keys()).expect("few") };
+    let validity = Validity { not_before: Time(now().0 - 60), not_after: until };
+    let leaf = Leaf { role: Role::Processor, subject: "processor", spki: keys.spki(), validity, sealing: Some(&sealing) };
+    let certificate = pki.issuer().leaf(&leaf, &mut SystemRandom).expect("a certificate");
+    let chain = [certificate, pki.issuing().to_vec()].map(|c| Bytes::new(c).expect("within its limit"));
+    Issued {
+        chain: Chain::new(chain.to_vec()).expect("two"),
+        root: Bytes::new(pki.root().to_vec()).expect("within its limit"),
+        revocations: Bytes::new(pki.revocations(&[])).expect("within its limit"),
+    }
+}
+
+/// A processor in `folder`, enrolled under `pki`.
+pub(crate) fn processor(pki: &Pki, folder: &std::path::Path) -> Processor {
+    let us = Processor::open(install(folder)).expect("a processor");
+    us.vault.enroll("https://authority.invalid", certify(pki, &us.vault, now().after(3600))).expect("enrolled");
+    us
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let pki = Pki::new(now());
+        let us = processor(&pki, &folder.path().join("processor"));
+        Self {
+            vendor: pki.holder(Role::Vendor),
+            second_path: server_key(&pki, Role::ServerSecondPath, "shop"),
+            statement: server_key(&pki, Role::ServerStatement, "shop"),
+            folder,
+            pki,
+            us,
+        }
+    }
+
+    pub(crate) fn id(&self) -> KeyId {
+        self.us.vault.keys().key_id()
+    }
+
+    /// The same installation, as after a restart of the daemon.
+    pub(crate) fn restart(&mut self) {
+        self.us = Processor::open(self.us.config.clone()).expect("opens again");
+    }
+
+    pub(crate) fn spool(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.us.config.spool).expect("the spool");
+        entries.map(|e| e.expect("entry").path()).collect()
+    }
+}
+
+/// One order and everything the server sends for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Shipment {
+    pub(crate) order: OrderId,
+    pub(crate) manifest: Vec<u8>,
+    pub(crate) confirmation: Vec<u8>,
+    pub(crate) plaintext: Vec<u8>,
+    pub(crate) format: Format,
+    pub(crate) key_mode: KeyMode,
+    pub(crate) suite: Suite,
+    pub(crate) secret: ReleaseSecret,
+    /// The common key of the release.
+    pub(crate) common: ContentKey,
+}
+
+impl World {
+    /// An order of `plaintext` by this processor; `change` edits the vendor's manifest before it is signed.
+    pub(crate) fn ship(&self, plaintext: &[u8], change: impl FnOnce(&mut Manifest)) -> Shipment {
+        let mut manifest = documents::manifest(&self.vendor.id(), plaintext);
+        let layout = Layout::detect(&plaintext).expect("a layout");
+        manifest.format = layout.format();
+        if layout.format() == Format::ElfX8664 {
+            manifest.profile = Profile::Code;
+        }
+        change(&mut manifest);
+        let signed = self.vendor.sign(&manifest);
+        let mut confirmation = documents::confirmation(&manifest, &signed, self.id(), now());
+        confirmation.order = OrderId(chipbound_wire::random::fresh(&mut SystemRandom));
+        Shipment {
+            order: confirmation.order,
+            confirmation: self.statement.sign(&confirmation),
+            manifest: signed,
+            plaintext: plaintext.to_vec(),
+            format: layout.format(),
+            key_mode: KeyMode::Direct,
+            suite: X_WING,
+            secret: ReleaseSecret::generate(&mut SystemRandom),
+            common: ContentKey::generate(&mut SystemRandom),
+        }
+    }
+}
+
+/// A chunk on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Sent {
+    pub(crate) offset: u64,
+    pub(crate) tags: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Where the server lies; nowhere by default.
+pub(crate) struct Lies {
+    pub(crate) chunks: fn(Vec<Sent>) -> Vec<Sent>,
+    pub(crate) session_key: Option<ContentKey>,
+    pub(crate) seal: fn(Vec<u8>) -> Vec<u8>,
+    pub(crate) roots: fn(&mut Roots),
+    pub(crate) layout: Option<Vec<u8>>,
+    /// Seals this in place of what the vendor signed.
+    pub(crate) program: Option<Vec<u8>>,
+    /// Goes away before the seal.
+    pub(crate) hang_up: bool,
+}
+
+impl Default for Lies {
+    fn default() -> Self {
+        Self { chunks: |c| c, session_key: None, seal: |s| s, roots: |_| {}, layout: None, program: None, hang_up: false }
+    }
+}
+
+/// What the server knows after a delivery.
+#[derive(Clone, Debug)]
+pub(crate) struct Delivered {
+    pub(crate) terms: Vec<u8>,
+    pub(crate) wrap: Wrap,
+    pub(crate) seal: Vec<u8>,
+    pub(crate) acknowledgement: Vec<u8>,
+}
+
+/// The server's end over `stream`.
+pub(crate) fn serve(stream: UnixStream, world: &World, shipment: &Shipment, lies: &Lies) -> Result<Delivered> {
+    let key: Arc<dyn Sign> = Arc::new(world.second_path.key.clone());
+    let identity = Identity { key, chain: world.second_path.chain.clone() };
+    let config = server_config(&identity, SharedTrust::new(world.pki.trust()), Arc::new(DefaultTimeProvider))?;
+    let mut path = Path::accept(stream, &config)?;
+    match converse(&mut path, world, shipment, lies) {
+        Ok(delivered) => path.close().map(|()| delivered),
+        Err(refusal) => {
+            path.abort(&refusal);
+            Err(refusal)
+        }
+    }
+}
+
+fn converse(path: &mut Path<UnixStream>, world: &World, shipment: &Shipment, lies: &Lies) -> Result<Delivered> {
+    let (trust, signer, statement) = (world.pki.trust(), world.second_path.signer(), world.statement.signer());
+    let context = Context { trust: &trust, now: now(), signer: &signer };
+    let processor = path.peer().key_id();
+    let state = server::begin(path.channel(), Purpose { order: shipment.order, processor, statement_key: world.statement.id() })?;
+    let (state, exchange) = state.hello(path.expect(Kind::Hello)?, &context, &mut SystemRandom)?;
+    path.send(Kind::ServerExchange, &exchange)?;
+    let state = state.processor_exchange(path.expect(Kind::ProcessorExchange)?, &context)?;
+    path.send(Kind::AskCapabilities, &[])?;
+    let negotiating = state.offer(path.expect(Kind::Offer)?, &context)?;
+    let manifest = verify_document::<Manifest>(&shipment.manifest, &trust, now())?;
+    negotiating.choose(&Policy { suites: vec![shipment.suite], key_modes: vec![shipment.key_mode] }, &manifest)?;
+
+    let plaintext = lies.program.as_ref().unwrap_or(&shipment.plaintext);
+    let layout = Layout::of(shipment.format, plaintext)?;
+    let plain = plain_digest(plaintext, &layout)?;
+    let sealed = Sealed::prepare(world, shipment, processor, negotiating.sealing_key(shipment.suite)?, &plain)?;
+    let session = lies.session_key.as_ref().unwrap_or(&sealed.content);
+    let digest = Digest::of(&sealed.terms);
+    let session_wrap = wrap_session(negotiating.session_key(), shipment.suite, &digest, session, &mut SystemRandom)?;
+    let consignment = Consignment {
+        terms: sealed.terms.clone(),
+        manifest: shipment.manifest.clone(),
+        wrap: sealed.wrap.clone(),
+        session_wrap,
+        layout: lies.layout.clone().unwrap_or_else(|| layout.encode()),
+        plain_digest: plain,
+    };
+    let (sending, start) = negotiating.start(consignment, &context)?;
+    path.send(Kind::Start, &start)?;
+
+    let (chunks, mut roots) = seal_all(plaintext, &layout, &sealed.keys)?;
+    for chunk in (lies.chunks)(chunks) {
+        path.send_chunk(&Chunk { offset: chunk.offset, tags: &chunk.tags, bytes: &chunk.bytes })?;
+    }
+    if lies.hang_up {
+        return Err(Refusal::new(chipbound_wire::Code::Internal, "the server of the test goes away"));
+    }
+    (lies.roots)(&mut roots);
+    let (awaiting, seal) = sending.seal(&roots, &statement)?;
+    path.send(Kind::Seal, &(lies.seal)(seal.clone()))?;
+    let acknowledgement = awaiting.acknowledgement(path.expect(Kind::Acknowledgement)?, &context)?.bytes().to_vec();
+    Ok(Delivered { terms: sealed.terms, wrap: sealed.wrap, seal, acknowledgement })
+}
+
+/// Terms, wrap and keys of one encryption.
+struct Sealed {
+    terms: Vec<u8>,
+    wrap: Wrap,
+    content: ContentKey,
+    keys: PageKeys,
+}
+
+impl Sealed {
+    fn prepare(world: &World, shipment: &Shipment, processor: KeyId, public: &[u8], plain: &Digest) -> Result<Self> {
+        let random = &mut SystemRandom;
+        let Shipment { suite, key_mode, format, order, secret, .. } = shipment;
+        let (direct, content) = match key_mode {
+            KeyMode::Direct => {
+                let (direct, content) = DirectWrap::begin(public, *suite, secret, order, random)?;
+                (Some(direct), content)
+            }
+            KeyMode::Common => (None, shipment.common.clone()),
+        };
+        let package_id = Digest(chipbound_wire::random::fresh(random));
+        let keys = PageKeys::derive(&content, &package_id, plain, suite.aead, *format);
+        let terms = world.statement.sign(&Terms {
+            order: *order,
+            account: documents::ACCOUNT,
+            processor,
+            manifest: Digest::of(&shipment.manifest),
+            suite: *suite,
+            format: *format,
+            key_mode: *key_mode,
+            package_id,
+            release_commitment: secret.commitment(),
+            key_commitment: keys.commitment(),
+        });
+        let digest = Digest::of(&terms);
+        let wrap = match direct {
+            Some(direct) => direct.finish(&digest, &keys.commitment())?,
+            None => wrap_common(public, *suite, secret, order, &digest, &content, random)?,
+        };
+        Ok(Self { terms, wrap, content, keys })
+    }
+}
+
+fn seal_all(plaintext: &[u8], layout: &Layout, keys: &PageKeys) -> Result<(Vec<Sent>, Roots)> {
+    let mut sealer = Sealer::new(layout, keys)?;
+    let mut chunks = Vec::new();
+    for (index, part) in plaintext.chunks(MAX_CHUNK).enumerate() {
+        let mut chunk = Sent { offset: (index * MAX_CHUNK) as u64, tags: Vec::new(), bytes: part.to_vec() };
+        sealer.seal_chunk(&mut chunk.bytes, &mut chunk.tags)?;
+        chunks.push(chunk);
+    }
+    let chipbound_sealing::Roots { body_root, body_size, table_root, table_size } = sealer.finish()?;
+    Ok((chunks, Roots { body_root, body_size, table_root, table_size }))
+}
+
+impl World {
+    /// Delivers over a pair of sockets, both ends in threads.
+    pub(crate) fn deliver(&self, shipment: &Shipment, lies: &Lies) -> (Result<Held>, Result<Delivered>) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        thread::scope(|scope| {
+            let server = scope.spawn(|| serve(theirs, self, shipment, lies));
+            let held = receive(ours, &shipment.confirmation, &self.us, &mut |_, _| Ok(()));
+            (held, server.join().expect("the server's thread"))
+        })
+    }
+
+    /// A delivery that goes well.
+    pub(crate) fn delivered(&self, shipment: &Shipment) -> (Held, Delivered) {
+        let (held, delivered) = self.deliver(shipment, &Lies::default());
+        (held.expect("received"), delivered.expect("delivered"))
+    }
+
+    /// The release token of a delivery; `change` edits it before it is signed.
+    pub(crate) fn token(&self, shipment: &Shipment, delivered: &Delivered, change: impl FnOnce(&mut ReleaseToken)) -> Vec<u8> {
+        let enrolment = self.us.vault.enrolment().expect("enrolled");
+        let public = enrolment.certified.sealing().and_then(|s| s.get(shipment.suite.kem)).expect("a sealing key").to_vec();
+        let (order, terms, processor) = (shipment.order, Digest::of(&delivered.terms), self.id());
+        let release = seal_release(&public, shipment.suite.kem, &order, &terms, &processor, &shipment.secret, &mut SystemRandom);
+        let mut token = ReleaseToken { order, terms, processor, release: release.expect("sealed") };
+        change(&mut token);
+        self.statement.sign(&token)
+    }
+
+    /// The whole package, as the client would have it on its disk.
+    pub(crate) fn package(&self, shipment: &Shipment) -> Vec<u8> {
+        let (mut held, delivered) = self.delivered(shipment);
+        let token = self.token(shipment, &delivered, |_| {});
+        let (mut file, size) = held.release(&token, &self.us).expect("released");
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut file, &mut bytes).expect("read");
+        assert_eq!(bytes.len() as u64, size);
+        bytes
+    }
+
+    /// Trust in the root alone.
+    pub(crate) fn root(&self) -> Trust {
+        self.pki.trust()
+    }
+}
+
+/// Bytes that differ from page to page.
+pub(crate) fn sample(size: usize) -> Vec<u8> {
+    (0..size).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect()
+}
