@@ -1,3 +1,34 @@
-//! chipbound-server, the program distribution device (source \[29\], 93).
+//! chipbound-server, the program distribution device (source \[29\], 93): accounts and money, releases, orders, the server's end
+//! of the second path, receipts.
+//!
+//! - [`storage`]: what is kept, one repository of whole transactions;
+//! - [`blobs`]: plaintext programs and common ciphertext;
+//! - [`api`]: the routes of the first path, each a few lines over [`Server`];
+//! - [`accounts`], [`publishing`], [`ordering`], [`settling`]: what the routes do;
+//! - [`deliver`]: the server's role in Fig. 4, one function from the ticket to the farewell (`packing` seals for it);
+//! - [`line`](mod@line): the second path on a line of its own;
+//! - [`keys`], [`standing`]: the server's three certified keys, their renewal, and the revocation list;
+//! - [`config`], [`init`], [`run`], [`command`]: the daemon.
+//!
+//! What it does not do: it issues no certificate, trusts no name, and opens no package. A plaintext program leaves it only sealed to a
+//! certified processor, and a release token only with the capture of the price.
 
+pub mod accounts;
+pub mod api;
+pub mod blobs;
+pub mod command;
+pub mod config;
+pub mod deliver;
+pub mod init;
+pub mod keys;
+pub mod line;
+pub mod ordering;
+mod packing;
+pub mod publishing;
+pub mod run;
+mod server;
+pub mod settling;
+pub mod standing;
 pub mod storage;
+
+pub use server::{Clock, Parts, Server};

@@ -1,2 +1,23 @@
-//! chipbound-server
-fn main() {}
+//! `chipbound-server`: the server's verbs as a program of its own.
+
+use chipbound_server::command::{Command, execute};
+use clap::Parser;
+use std::process::ExitCode;
+
+/// The program distribution device of chipbound.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn main() -> ExitCode {
+    match execute(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => {
+            eprintln!("error: {refusal}\n  {}", refusal.code.advice());
+            ExitCode::from(refusal.code.fault().exit_code())
+        }
+    }
+}

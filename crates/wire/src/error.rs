@@ -207,6 +207,8 @@ codes! {
     PriceExceeded = "price_exceeded", Caller, 402, "Nothing was charged: raise --max-price if it is worth that.";
     /// This release was bought for this processor before.
     AlreadyBought = "already_bought", Caller, 409, "Have it again without a charge: chipbound redownload ORDER. To pay for another order: buy --again.";
+    /// The receipt's time for downloading again is over.
+    ReceiptExpired = "receipt_expired", Denied, 403, "The time for downloading again is over: order the program anew.";
     /// Something with this name is there already and differs.
     Conflict = "conflict", Caller, 409, "Choose another name or version.";
     /// Too many requests.

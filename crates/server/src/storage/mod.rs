@@ -136,7 +136,7 @@ pub struct CommonPackage {
 /// What vendors published.
 pub trait Releases {
     /// Announces a release of `program`. [`chipbound_wire::Code::Conflict`] where the version is there already or the sequence
-    /// does not rise.
+    /// does not rise, [`chipbound_wire::Code::Forbidden`] where the vendor's releases are another account's.
     fn announce(
         &self,
         upload: &PendingUpload,

@@ -38,8 +38,19 @@ fn common_package(row: &SqliteRow) -> Result<CommonPackage> {
     })
 }
 
-/// Refuses a version that is there already and a sequence that does not rise.
-async fn check_new(tx: &mut Connection, program: &ProgramId, version: &str, sequence: u64) -> Result<()> {
+/// Refuses a program of a vendor whose releases are another account's, a version that is there already, and a sequence that does
+/// not rise.
+async fn check_new(tx: &mut Connection, account: AccountId, program: &ProgramId, version: &str, sequence: u64) -> Result<()> {
+    let vendor = program.as_str().strip_suffix(program.name()).unwrap_or_default();
+    let foreign = query("SELECT 1 FROM releases WHERE substr(program, 1, length(?1)) = ?1 AND vendor <> ?2 LIMIT 1")
+        .bind(vendor)
+        .bind(&account.0[..])
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(|e| failed(&e))?;
+    if foreign.is_some() {
+        return Err(Refusal::new(Code::Forbidden, "another account publishes this vendor's programs"));
+    }
     let rows = query(
         "SELECT max(sequence) AS newest, coalesce(max(version = ?2), 0) AS taken FROM releases WHERE program = ?1 HAVING count(*) > 0",
     )
@@ -65,7 +76,7 @@ async fn check_new(tx: &mut Connection, program: &ProgramId, version: &str, sequ
 impl Releases for SqliteRepository {
     async fn announce(&self, upload: &PendingUpload, program: &ProgramId, version: &str, sequence: u64) -> Result<()> {
         let mut tx = self.write().await?;
-        check_new(&mut tx, program, version, sequence).await?;
+        check_new(&mut tx, upload.account, program, version, sequence).await?;
         query("INSERT INTO uploads (upload, account, signed_manifest, price, currency, expires_at) VALUES (?, ?, ?, ?, ?, ?)")
             .bind(&upload.upload)
             .bind(&upload.account.0[..])
@@ -103,7 +114,7 @@ impl Releases for SqliteRepository {
         if gone.rows_affected() != 1 {
             return Err(Refusal::new(Code::Conflict, "the upload was published or ran out meanwhile"));
         }
-        check_new(&mut tx, &new.program, &new.version, new.sequence).await?;
+        check_new(&mut tx, new.vendor, &new.program, &new.version, new.sequence).await?;
         query(
             "INSERT INTO releases (manifest, program, name, version, sequence, vendor, price, currency, signed_manifest, layout,
              plain_digest, sealed_bytes, blob, published_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -391,6 +391,10 @@ async fn a_release_is_new_and_its_sequence_rises() {
     assert_eq!(code(repository.find_release("tool", Some("3")).await), Code::UnknownProgram);
     books.publish(&release(b"w", "tool", "1.0", 1)).await.expect("another vendor's");
     assert_eq!(code(repository.find_release("tool", None).await), Code::UnknownProgram, "ambiguous");
+    let stolen = StoredRelease { vendor: OTHER, ..release(b"v", "other-tool", "1.0", 1) };
+    let upload = PendingUpload { upload: "x".to_owned(), account: OTHER, manifest: vec![], price: eur(1), expires_at: NOW };
+    let announced = repository.announce(&upload, &stolen.program, "1.0", 1).await;
+    assert_eq!(code(announced), Code::Forbidden, "another account earns nothing with this vendor's programs");
     let id = release(b"w", "tool", "1.0", 1).program;
     assert_eq!(repository.find_release(id.as_str(), None).await.expect("by its id").program, id);
 }

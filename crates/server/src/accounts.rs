@@ -1,0 +1,192 @@
+//! Passwords, sessions, and who may ask.
+
+use crate::server::Server;
+use crate::storage::{NewAccount, Principal, Repository};
+use argon2::Argon2;
+use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
+use chipbound_wire::api::{Account, AccountRole, LogIn, Session};
+use chipbound_wire::limits::MAX_NAME;
+use chipbound_wire::random::fresh;
+use chipbound_wire::{AccountId, Code, Digest, Refusal, Result, SystemRandom, Time};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
+
+/// Password checks at once; each takes 19 MiB.
+const CHECKS: usize = 2;
+/// How long a log-in waits for its turn.
+const TURN: Duration = Duration::from_secs(10);
+/// Wrong passwords that one user may give from one address within [`WINDOW`], and one address for all users.
+const WRONG_OF_A_USER: u32 = 10;
+const WRONG_OF_A_PEER: u32 = 100;
+/// Seconds for which wrong passwords count.
+const WINDOW: u64 = 60;
+/// Users and addresses that are remembered at once.
+const MAX_REMEMBERED: usize = 64 * 1024;
+/// Sessions of one account at once; the oldest give way.
+const SESSIONS: u32 = 64;
+/// The longest password, in bytes; the shortest, when an account is made.
+pub const MAX_PASSWORD: usize = 1024;
+/// See [`MAX_PASSWORD`].
+pub const MIN_PASSWORD: usize = 8;
+
+/// Hashes a password with Argon2id (RFC 9106) and a fresh salt: a PHC string. Slow by intent.
+pub fn hash_password(password: &str) -> Result<String> {
+    let internal = |e: argon2::password_hash::Error| Refusal::new(Code::Internal, format!("a password cannot be hashed: {e}"));
+    let salt = SaltString::encode_b64(&fresh::<16>(&mut SystemRandom)).map_err(internal)?;
+    Ok(Argon2::default().hash_password(password.as_bytes(), &salt).map_err(internal)?.to_string())
+}
+
+/// A new account, as the operator makes it. Refuses user ids that are not 1 to 128 visible characters, and passwords shorter than
+/// [`MIN_PASSWORD`] bytes.
+pub fn new_account(user: &str, role: AccountRole, password: &str, created_at: Time) -> Result<NewAccount> {
+    if user.is_empty() || user.len() > MAX_NAME || user.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(Refusal::new(Code::Malformed, "a user id has 1 to 128 bytes and no spaces"));
+    }
+    if !(MIN_PASSWORD..=MAX_PASSWORD).contains(&password.len()) {
+        return Err(Refusal::new(Code::Malformed, format!("a password has {MIN_PASSWORD} to {MAX_PASSWORD} bytes")));
+    }
+    let account = AccountId(fresh(&mut SystemRandom));
+    Ok(NewAccount { account, user: user.to_owned(), role, password: hash_password(password)?, created_at })
+}
+
+/// Checks passwords, few at once, and remembers who gave wrong ones.
+pub(crate) struct Passwords {
+    turns: Arc<Semaphore>,
+    /// The hash of a password that nobody has: an unknown user costs as much as a wrong password.
+    nobody: String,
+    wrong: Mutex<HashMap<Suspect, (u32, Time)>>,
+}
+
+/// An address, with a user or for all users.
+type Suspect = (IpAddr, Option<String>);
+
+impl Passwords {
+    pub(crate) fn new() -> Result<Self> {
+        let unguessable = data_encoding::BASE64.encode(&fresh::<32>(&mut SystemRandom));
+        let nobody = hash_password(&unguessable)?;
+        Ok(Self { turns: Arc::new(Semaphore::new(CHECKS)), nobody, wrong: Mutex::default() })
+    }
+
+    /// Whether `password` has the hash `hash`, or that of nobody where there is none.
+    async fn check(&self, password: Zeroizing<String>, hash: Option<String>) -> Result<bool> {
+        let busy = || Refusal::new(Code::Busy, "too many log-ins at once");
+        let turn = tokio::time::timeout(TURN, self.turns.clone().acquire_owned()).await.map_err(|_| busy())?.map_err(|_| busy())?;
+        let known = hash.is_some();
+        let hash = hash.unwrap_or_else(|| self.nobody.clone());
+        let checked = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            PasswordHash::new(&hash).is_ok_and(|hash| Argon2::default().verify_password(password.as_bytes(), &hash).is_ok())
+        });
+        Ok(checked.await.map_err(|e| Refusal::new(Code::Internal, "checking a password failed").because(e))? && known)
+    }
+
+    fn admit(&self, peer: IpAddr, user: &str, now: Time) -> Result<()> {
+        let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        if wrong.len() >= MAX_REMEMBERED {
+            wrong.retain(|_, (_, since)| now.0 < since.after(WINDOW).0);
+        }
+        let count = |key| wrong.get(&key).filter(|(_, since)| now.0 < since.after(WINDOW).0).map_or(0, |(count, _)| *count);
+        let too_many = count((peer, Some(user.to_owned()))) >= WRONG_OF_A_USER || count((peer, None)) >= WRONG_OF_A_PEER;
+        if too_many || wrong.len() >= MAX_REMEMBERED {
+            return Err(Refusal::new(Code::RateLimited, "too many wrong passwords: wait a minute"));
+        }
+        Ok(())
+    }
+
+    fn note_wrong(&self, peer: IpAddr, user: &str, now: Time) {
+        let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        for key in [(peer, Some(user.to_owned())), (peer, None)] {
+            let entry = wrong.entry(key).or_insert((0, now));
+            if now.0 >= entry.1.after(WINDOW).0 {
+                *entry = (0, now);
+            }
+            entry.0 += 1;
+        }
+    }
+}
+
+fn token_digest(token: &str) -> Digest {
+    Digest::of(token.as_bytes())
+}
+
+impl<R: Repository> Server<R> {
+    /// Logs in from `peer` (step 1002): user id and password to a bearer token of 32 random bytes, of which only the digest is kept.
+    /// Wrong password and unknown user are the same [`Code::WrongCredentials`] at the same cost.
+    pub async fn log_in(&self, request: LogIn, peer: IpAddr) -> Result<Session> {
+        let (user, password) = (request.user, Zeroizing::new(request.password));
+        if user.len() > MAX_NAME || password.len() > MAX_PASSWORD {
+            return Err(Refusal::new(Code::TooLarge, "user id or password is longer than its limit"));
+        }
+        let now = self.now();
+        self.passwords.admit(peer, &user, now)?;
+        let credentials = self.repository.credentials(&user).await?;
+        let (account, hash) = credentials.map(|c| (c.account, c.password)).unzip();
+        if !self.passwords.check(password, hash).await? {
+            self.passwords.note_wrong(peer, &user, now);
+            return Err(Refusal::new(Code::WrongCredentials, "user id or password is wrong"));
+        }
+        let account = account.ok_or_else(|| Refusal::new(Code::Internal, "nobody was logged in"))?;
+        let token = data_encoding::BASE64URL_NOPAD.encode(&*Zeroizing::new(fresh::<32>(&mut SystemRandom)));
+        let expires_at = now.after(self.policy.session_seconds);
+        self.repository.open_session(account, token_digest(&token), expires_at, SESSIONS).await?;
+        Ok(Session { token, expires_at })
+    }
+
+    /// Who holds the bearer token; [`Code::Unauthenticated`].
+    pub async fn authenticate(&self, token: &str) -> Result<Principal> {
+        let principal = self.repository.session(token_digest(token), self.now()).await?;
+        principal.ok_or_else(|| Refusal::new(Code::Unauthenticated, "the bearer token is unknown or ran out"))
+    }
+
+    /// Ends the session of the token.
+    pub async fn log_out(&self, token: &str) -> Result<()> {
+        self.repository.close_session(token_digest(token)).await
+    }
+
+    /// The account as its owner sees it.
+    pub async fn account(&self, principal: Principal) -> Result<Account> {
+        let balances = self.repository.balances(principal.account).await?;
+        Ok(Account { account: principal.account, user: principal.user, role: principal.role, balances })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_password_matches_its_own_hash_and_nobodys_never() {
+        let passwords = Passwords::new().expect("passwords");
+        let hash = hash_password("correct horse").expect("a hash");
+        assert!(hash.starts_with("$argon2id$"));
+        let secret = |text: &str| Zeroizing::new(text.to_owned());
+        assert!(passwords.check(secret("correct horse"), Some(hash.clone())).await.expect("checked"));
+        assert!(!passwords.check(secret("battery staple"), Some(hash)).await.expect("checked"));
+        assert!(!passwords.check(secret("correct horse"), None).await.expect("checked"));
+    }
+
+    #[test]
+    fn wrong_passwords_are_counted_by_user_and_address_and_forgotten() {
+        let passwords = Passwords::new().expect("passwords");
+        let peer: IpAddr = [127, 0, 0, 1].into();
+        for _ in 0..WRONG_OF_A_USER {
+            passwords.admit(peer, "ann", Time(100)).expect("not yet too many");
+            passwords.note_wrong(peer, "ann", Time(100));
+        }
+        assert_eq!(passwords.admit(peer, "ann", Time(100)).expect_err("too many").code, Code::RateLimited);
+        passwords.admit(peer, "bob", Time(100)).expect("another user");
+        passwords.admit([127, 0, 0, 2].into(), "ann", Time(100)).expect("ann herself, from elsewhere");
+        passwords.admit(peer, "ann", Time(100 + WINDOW)).expect("a minute later");
+    }
+
+    #[test]
+    fn accounts_with_poor_names_or_passwords_are_not_made() {
+        for (user, password) in [("", "long enough"), ("a b", "long enough"), ("a\n", "long enough"), ("ann", "short")] {
+            assert_eq!(new_account(user, AccountRole::Customer, password, Time(0)).err().expect(user).code, Code::Malformed);
+        }
+    }
+}

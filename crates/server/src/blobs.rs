@@ -1,0 +1,246 @@
+//! Where plaintext programs and common ciphertext lie: an object store, today a folder. Plaintext lies nowhere else.
+
+use blake3::Hasher;
+use bytes::{Bytes, BytesMut};
+use chipbound_wire::random::fresh;
+use chipbound_wire::{Code, Digest, Hex, Refusal, Result, SystemRandom};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use object_store::{GetResultPayload, MultipartUpload, ObjectStoreExt as _};
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Bytes of one part of an upload; object stores take no smaller ones.
+const PART: usize = 5 * 1024 * 1024;
+
+/// The blobs of one installation.
+#[derive(Clone, Debug)]
+pub struct Blobs {
+    store: std::sync::Arc<LocalFileSystem>,
+    folder: PathBuf,
+}
+
+/// What was written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Written {
+    /// BLAKE3 root of the bytes.
+    pub root: Digest,
+    /// How many.
+    pub size: u64,
+}
+
+/// What a blob holds, the first part of its name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// A plaintext program.
+    Plain,
+    /// Ciphertext of common key mode: for each chunk its tags, then its bytes.
+    Common,
+}
+
+impl Kind {
+    const ALL: [Self; 2] = [Self::Plain, Self::Common];
+
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Common => "common",
+        }
+    }
+
+    /// A name that no other blob has.
+    #[must_use]
+    pub fn new_name(self) -> String {
+        format!("{}/{}", self.folder(), Hex(&fresh::<16>(&mut SystemRandom)))
+    }
+}
+
+fn failed(error: object_store::Error) -> Refusal {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(error) = source {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return Refusal::io("the store of programs", std::io::Error::from(io.kind()));
+        }
+        source = error.source();
+    }
+    Refusal::new(Code::Io, "the store of programs failed").because(error)
+}
+
+impl Blobs {
+    /// Opens the folder, making it (mode 0700) if it is not there.
+    pub fn open(folder: &Path) -> Result<Self> {
+        for kind in Kind::ALL {
+            chipbound_host::files::create_private_folder(&folder.join(kind.folder()))?;
+        }
+        let store = LocalFileSystem::new_with_prefix(folder).map_err(failed)?.with_fsync(true);
+        Ok(Self { store: std::sync::Arc::new(store), folder: folder.to_owned() })
+    }
+
+    /// Begins a blob that is there when it is finished, and not before.
+    pub async fn begin(&self, name: &str) -> Result<Writing> {
+        let upload = self.store.put_multipart(&ObjectPath::from(name)).await.map_err(failed)?;
+        let file = self.folder.join(name);
+        Ok(Writing { upload, file, buffer: BytesMut::with_capacity(PART), hash: Hasher::new(), size: 0 })
+    }
+
+    /// Writes everything that `source` gives, in bounded memory.
+    pub async fn write(&self, name: &str, mut source: impl AsyncRead + Unpin) -> Result<Written> {
+        let mut writing = self.begin(name).await?;
+        loop {
+            match source.read_buf(&mut writing.buffer).await {
+                Ok(0) => return writing.finish().await,
+                Ok(n) => writing.taken(n).await?,
+                Err(error) => {
+                    writing.abort().await;
+                    return Err(chipbound_transport::refusal_of("receiving the plaintext", error));
+                }
+            }
+        }
+    }
+
+    /// The blob, for reading at any offset.
+    pub async fn read(&self, name: &str) -> Result<File> {
+        match self.store.get(&ObjectPath::from(name)).await.map_err(failed)?.payload {
+            GetResultPayload::File(file, _) => Ok(file),
+            GetResultPayload::Stream(_) => Err(Refusal::new(Code::Internal, "a folder gave no file")),
+        }
+    }
+
+    /// Removes the blob, if it is there.
+    pub async fn remove(&self, name: &str) -> Result<()> {
+        match self.store.delete(&ObjectPath::from(name)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Removes every file to which nothing in `in_use` refers: what a killed server left half-written. Only before anything is
+    /// being written. Returns how many.
+    pub fn sweep(&self, in_use: &HashSet<String>) -> Result<usize> {
+        let mut removed = 0;
+        for kind in Kind::ALL {
+            let folder = self.folder.join(kind.folder());
+            let failed = |e| Refusal::io(format_args!("cannot tidy {}", folder.display()), e);
+            for entry in std::fs::read_dir(&folder).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let name = format!("{}/{}", kind.folder(), entry.file_name().to_string_lossy());
+                if !in_use.contains(&name) {
+                    std::fs::remove_file(entry.path()).map_err(failed)?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// A blob that is being written. Dropped before [`Self::finish`], it never was.
+pub struct Writing {
+    upload: Box<dyn MultipartUpload>,
+    file: PathBuf,
+    buffer: BytesMut,
+    hash: Hasher,
+    size: u64,
+}
+
+impl std::fmt::Debug for Writing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Writing({}, {} bytes)", self.file.display(), self.size)
+    }
+}
+
+impl Writing {
+    /// Adds bytes.
+    pub async fn put(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let (some, rest) = bytes.split_at(bytes.len().min(PART - self.buffer.len()));
+            self.buffer.extend_from_slice(some);
+            self.taken(some.len()).await?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// `n` more bytes are in the buffer.
+    async fn taken(&mut self, n: usize) -> Result<()> {
+        self.hash.update(&self.buffer[self.buffer.len() - n..]);
+        self.size += n as u64;
+        if self.buffer.len() < PART {
+            return Ok(());
+        }
+        let part = std::mem::replace(&mut self.buffer, BytesMut::with_capacity(PART));
+        self.send(part.freeze()).await
+    }
+
+    async fn send(&mut self, part: Bytes) -> Result<()> {
+        self.upload.put_part(part.into()).await.map_err(failed)
+    }
+
+    /// Puts the blob under its name and on the disk, mode 0600.
+    pub async fn finish(mut self) -> Result<Written> {
+        let rest = std::mem::take(&mut self.buffer).freeze();
+        if !rest.is_empty() || self.size == 0 {
+            self.send(rest).await?;
+        }
+        self.upload.complete().await.map_err(failed)?;
+        let private = std::fs::Permissions::from_mode(chipbound_host::files::PRIVATE);
+        std::fs::set_permissions(&self.file, private).map_err(|e| Refusal::io("the store of programs", e))?;
+        Ok(Written { root: Digest(*self.hash.finalize().as_bytes()), size: self.size })
+    }
+
+    /// Gives it up.
+    pub async fn abort(mut self) {
+        if let Err(error) = self.upload.abort().await {
+            tracing::warn!(%error, "an unfinished blob could not be removed; the next start does it");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blobs() -> (tempfile::TempDir, Blobs) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let blobs = Blobs::open(&folder.path().join("blobs")).expect("a store");
+        (folder, blobs)
+    }
+
+    #[tokio::test]
+    async fn a_blob_is_read_back_as_it_was_written_and_only_its_owner_may() {
+        let (_folder, blobs) = blobs();
+        for size in [0usize, 1, PART - 1, PART, 2 * PART + 17] {
+            let bytes: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+            let name = Kind::Plain.new_name();
+            let written = blobs.write(&name, bytes.as_slice()).await.expect("written");
+            assert_eq!(written, Written { root: Digest::of(&bytes), size: size as u64 });
+            let file = blobs.read(&name).await.expect("there");
+            assert_eq!(file.metadata().expect("metadata").permissions().mode() & 0o777, 0o600);
+            let mut back = vec![0; size];
+            chipbound_sealing::ReadAt::read_exact_at(&file, &mut back, 0).expect("read back");
+            assert_eq!(back, bytes);
+        }
+        assert_eq!(std::fs::metadata(blobs.folder.join("plain")).expect("metadata").permissions().mode() & 0o777, 0o700);
+    }
+
+    #[tokio::test]
+    async fn what_was_not_finished_never_was_and_the_sweep_leaves_only_what_is_in_use() {
+        let (_folder, blobs) = blobs();
+        let kept = Kind::Common.new_name();
+        blobs.write(&kept, b"kept".as_slice()).await.expect("written");
+        let lost = Kind::Plain.new_name();
+        blobs.write(&lost, b"lost".as_slice()).await.expect("written");
+        let half = Kind::Plain.new_name();
+        let mut writing = blobs.begin(&half).await.expect("begun");
+        writing.put(&vec![1; PART + 1]).await.expect("put");
+        assert!(blobs.read(&half).await.is_err(), "not there before it is finished");
+        std::mem::forget(writing); // As if the server were killed now.
+        let removed = blobs.sweep(&HashSet::from([kept.clone()])).expect("swept");
+        assert!(removed >= 1);
+        assert!(blobs.read(&kept).await.is_ok() && blobs.read(&lost).await.is_err());
+        assert_eq!(std::fs::read_dir(blobs.folder.join("plain")).expect("the folder").count(), 0, "nothing half-written is left");
+    }
+}

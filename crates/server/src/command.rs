@@ -1,0 +1,240 @@
+//! The server's verbs: `init`, `run`, `account add|deposit|list`.
+
+use crate::accounts::{MAX_PASSWORD, new_account};
+use crate::config::Config;
+use crate::init::{Wishes, init};
+use crate::run::run;
+use crate::storage::Accounts;
+use crate::storage::sqlite::SqliteRepository;
+use chipbound_host::files::read_private;
+use chipbound_host::now;
+use chipbound_wire::api::AccountRole;
+use chipbound_wire::enrolment::Voucher;
+use chipbound_wire::{Amount, Code, Refusal, Result};
+use std::io::{BufRead, IsTerminal, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// What the server's operator can do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Make a new server: three keys certified with one voucher, a private TLS certificate, a database, a configuration.
+    #[command(after_help = "Example:\n  chipbound server init --dir shop --authority https://127.0.0.1:7701 --voucher cbv1-…")]
+    Init {
+        /// The folder to make; it must not be there yet, or be empty.
+        #[arg(long)]
+        dir: PathBuf,
+        /// `https://host:port` of the authority.
+        #[arg(long)]
+        authority: String,
+        /// The voucher that the authority's operator made (`chipbound authority voucher --role server`); `-` reads it from
+        /// standard input.
+        #[arg(long)]
+        voucher: String,
+        /// Where the first path (HTTPS) shall listen.
+        #[arg(long, default_value = "127.0.0.1:8443")]
+        listen: SocketAddr,
+        /// Where the second path shall listen on a line of its own.
+        #[arg(long, default_value = "127.0.0.1:8444")]
+        line: SocketAddr,
+        /// A host name under which clients reach the first path; may be repeated.
+        #[arg(long = "host-name")]
+        host_names: Vec<String>,
+    },
+    /// Serve until SIGTERM or SIGINT.
+    #[command(after_help = "Example:\n  chipbound server run --config shop/server.toml")]
+    Run {
+        /// The configuration that `init` wrote.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Accounts and their money, on the server's own machine.
+    #[command(subcommand)]
+    Account(AccountCommand),
+}
+
+/// What the operator does with accounts.
+#[derive(Debug, clap::Subcommand)]
+pub enum AccountCommand {
+    /// Add an account. The password is asked for on a terminal, or read from standard input.
+    #[command(after_help = "Example:\n  chipbound account add --config shop/server.toml --user ann")]
+    Add {
+        /// The server's configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// The user id.
+        #[arg(long)]
+        user: String,
+        /// What it may do: customer or vendor.
+        #[arg(long, default_value = "customer", value_parser = parse::<AccountRole>)]
+        role: AccountRole,
+        /// A file (mode 0600) whose first line is the password.
+        #[arg(long)]
+        password_file: Option<PathBuf>,
+    },
+    /// Add money that came in from outside.
+    #[command(after_help = "Example:\n  chipbound account deposit --config shop/server.toml --user ann --amount '20 EUR'")]
+    Deposit {
+        /// The server's configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// The user id.
+        #[arg(long)]
+        user: String,
+        /// The amount, such as '12.50 EUR'.
+        #[arg(long, value_parser = parse::<Amount>)]
+        amount: Amount,
+    },
+    /// List all accounts and their money.
+    #[command(after_help = "Example:\n  chipbound account list --config shop/server.toml")]
+    List {
+        /// The server's configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+fn parse<T: std::str::FromStr<Err = Refusal>>(text: &str) -> std::result::Result<T, String> {
+    text.parse().map_err(|e: Refusal| e.detail)
+}
+
+/// Does what the command says; results go to standard output, the log to standard error.
+pub fn execute(command: Command) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Refusal::io("the asynchronous runtime does not start", e))?;
+    runtime.block_on(async {
+        match command {
+            Command::Init { dir, authority, voucher, listen, line, host_names } => {
+                let wishes = Wishes { folder: dir, authority, listen, line: Some(line), names: host_names };
+                make(&wishes, &voucher).await
+            }
+            Command::Run { config } => {
+                let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+                // Whoever nests this command may have set up the log already.
+                let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+                run(Config::load(&config)?).await
+            }
+            Command::Account(command) => account(command).await,
+        }
+    })
+}
+
+/// Does an account verb; for a command that has `account` at its top.
+pub fn execute_account(command: AccountCommand) -> Result<()> {
+    execute(Command::Account(command))
+}
+
+async fn make(wishes: &Wishes, voucher: &str) -> Result<()> {
+    let voucher = match voucher {
+        "-" => first_line(&mut std::io::stdin().lock())?.parse::<Voucher>()?,
+        text => text.parse::<Voucher>()?,
+    };
+    let made = init(wishes, &voucher).await?;
+    let config = made.config.display();
+    println!("Made the server {:?} in {}:", made.subject, wishes.folder.display());
+    println!("  configuration  {config}");
+    println!("  TLS root       {} (clients pass it as --tls-root)", made.tls_root.display());
+    println!();
+    println!("Next:");
+    println!("  chipbound server run --config {config}");
+    println!("  chipbound account add --config {config} --user NAME");
+    Ok(())
+}
+
+async fn account(command: AccountCommand) -> Result<()> {
+    match command {
+        AccountCommand::Add { config, user, role, password_file } => {
+            let password = password(password_file.as_deref())?;
+            let repository = books(&config).await?;
+            let new = new_account(&user, role, &password, now())?;
+            repository.add_account(&new).await?;
+            println!("Added the {} {user}, account {}.", role.as_str(), new.account);
+            repository.close().await;
+        }
+        AccountCommand::Deposit { config, user, amount } => {
+            let repository = books(&config).await?;
+            let balance = repository.deposit(&user, amount, now()).await?;
+            println!("Added {amount} to {user}: {} available, {} held.", balance.available, balance.held);
+            repository.close().await;
+        }
+        AccountCommand::List { config } => {
+            let repository = books(&config).await?;
+            for principal in repository.accounts().await? {
+                let balances = repository.balances(principal.account).await?;
+                let money = balances.iter().map(|b| format!("{} available, {} held", b.available, b.held)).collect::<Vec<_>>();
+                println!("{}  {:<8}  {}  {}", principal.account, principal.role.as_str(), principal.user, money.join("; "));
+            }
+            repository.close().await;
+        }
+    }
+    Ok(())
+}
+
+async fn books(config: &Path) -> Result<SqliteRepository> {
+    let database = Config::load(config)?.database();
+    if !database.exists() {
+        return Err(Refusal::new(Code::Database, format!("there is no database {}", database.display())));
+    }
+    SqliteRepository::open(&database).await
+}
+
+/// The password: from its file, or asked for twice on a terminal, or the first line of standard input. Never an argument.
+fn password(file: Option<&Path>) -> Result<Zeroizing<String>> {
+    if let Some(file) = file {
+        let bytes = Zeroizing::new(read_private(file, MAX_PASSWORD + 2)?);
+        return first_line(&mut bytes.as_slice());
+    }
+    if !std::io::stdin().is_terminal() {
+        return first_line(&mut std::io::stdin().lock());
+    }
+    let ask =
+        |prompt: &str| rpassword::prompt_password(prompt).map(Zeroizing::new).map_err(|e| Refusal::io("cannot ask for the password", e));
+    let password = ask("Password: ")?;
+    if *ask("Again: ")? != *password {
+        return Err(Refusal::new(Code::Malformed, "the two passwords differ"));
+    }
+    Ok(password)
+}
+
+fn first_line(source: &mut impl BufRead) -> Result<Zeroizing<String>> {
+    let mut line = Zeroizing::new(String::with_capacity(MAX_PASSWORD + 2));
+    source.take(MAX_PASSWORD as u64 + 2).read_line(&mut line).map_err(|e| Refusal::io("cannot read the first line", e))?;
+    let length = line.trim_end_matches(['\n', '\r']).len();
+    line.truncate(length);
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(clap::Parser)]
+    struct Arguments {
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    #[test]
+    fn the_verbs_parse_and_no_argument_takes_a_password() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+        let line = ["server", "account", "add", "--config", "c", "--user", "ann", "--password", "secret"];
+        assert!(Arguments::try_parse_from(line).is_err());
+        let line = ["server", "account", "deposit", "--config", "c", "--user", "ann", "--amount", "12.505 EUR"];
+        assert!(Arguments::try_parse_from(line).is_err(), "an amount is never rounded");
+        let line = ["server", "account", "deposit", "--config", "c", "--user", "ann", "--amount", "12.50 EUR"];
+        assert!(matches!(Arguments::try_parse_from(line).map(|a| a.command), Ok(Command::Account(AccountCommand::Deposit { .. }))));
+    }
+
+    #[test]
+    fn a_password_is_the_first_line_of_its_private_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "correct horse\nignored\n").expect("written");
+        assert_eq!(*password(Some(file.path())).expect("a password"), "correct horse");
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).expect("opened to all");
+        assert_eq!(password(Some(file.path())).expect_err("readable by others").code, Code::InsecurePermissions);
+    }
+}

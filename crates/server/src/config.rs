@@ -1,0 +1,219 @@
+//! The configuration, `server.toml`. Unknown fields and values are refused with their line; no field opens a check.
+
+use chipbound_session::server as second_path;
+use chipbound_wire::limits::MAX_TEXT;
+use chipbound_wire::suite::{Aead, Kem, KeyMode, Suite};
+use chipbound_wire::{Code, Refusal, Result};
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// The configuration of one server.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where the first path listens; port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// Where the second path listens on a line of its own, if it does.
+    #[serde(default)]
+    pub line: Option<SocketAddr>,
+    /// `host:port` under which processors reach the line; where it listens if left out.
+    #[serde(default)]
+    pub line_address: Option<String>,
+    /// Certificates of a public authority for the first path; the private ones that `init` made if left out.
+    #[serde(default)]
+    pub tls: Option<TlsFiles>,
+    /// The chipbound authority.
+    pub authority: AuthorityConfig,
+    /// What the operator decides.
+    #[serde(default)]
+    pub policy: Policy,
+    /// The folder of database, keys and blobs: that of the configuration file.
+    #[serde(skip)]
+    pub folder: PathBuf,
+}
+
+/// Files of the first path's TLS.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFiles {
+    /// The chain in PEM, leaf first.
+    pub certificate: PathBuf,
+    /// The private key in PEM, mode 0600.
+    pub key: PathBuf,
+}
+
+/// Where the authority is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthorityConfig {
+    /// `https://host:port`.
+    pub url: String,
+    /// Seconds between two looks at the revocation list.
+    #[serde(default = "defaults::refresh_seconds")]
+    pub refresh_seconds: u64,
+}
+
+/// What the operator decides.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// Who sells, for people.
+    pub seller: String,
+    /// The conditions in each confirmation, for people.
+    pub conditions: String,
+    /// Suites, best first.
+    #[serde(deserialize_with = "suites")]
+    pub suites: Vec<Suite>,
+    /// The key mode of an order that names none.
+    pub key_mode: KeyMode,
+    /// Seconds from a confirmation to the end of its order: agreement, delivery and settlement happen within them.
+    pub order_seconds: u64,
+    /// Days for which a receipt buys a re-download.
+    pub redownload_days: u64,
+    /// Seconds for which a ticket can be used.
+    pub ticket_seconds: u64,
+    /// Seconds for which a log-in counts.
+    pub session_seconds: u64,
+    /// Deliveries at once.
+    pub deliveries: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let suite = |kem, aead| Suite { kem, aead };
+        Self {
+            seller: String::new(),
+            conditions: "For one processor; the receipt downloads it again.".to_owned(),
+            suites: vec![
+                suite(Kem::XWing, Aead::Aes256Gcm),
+                suite(Kem::XWing, Aead::ChaCha20Poly1305),
+                suite(Kem::DhkemP256, Aead::Aes256Gcm),
+                suite(Kem::DhkemP256, Aead::ChaCha20Poly1305),
+            ],
+            key_mode: KeyMode::Direct,
+            order_seconds: 24 * 3600,
+            redownload_days: 3650,
+            ticket_seconds: 60,
+            session_seconds: 12 * 3600,
+            deliveries: 64,
+        }
+    }
+}
+
+impl Policy {
+    /// The conditions as a confirmation carries them.
+    #[must_use]
+    pub fn conditions_text(&self) -> String {
+        if self.seller.is_empty() { self.conditions.clone() } else { format!("{}: {}", self.seller, self.conditions) }
+    }
+
+    /// What the second path may choose for an order in this key mode.
+    #[must_use]
+    pub fn for_order(&self, key_mode: KeyMode) -> second_path::Policy {
+        second_path::Policy { suites: self.suites.clone(), key_modes: vec![key_mode] }
+    }
+
+    fn check(&self) -> Result<()> {
+        let bad = |why: &str| Err(Refusal::new(Code::ConfigInvalid, format!("policy: {why}")));
+        if self.suites.is_empty() {
+            return bad("suites must name at least one");
+        }
+        if [self.order_seconds, self.ticket_seconds, self.session_seconds, self.deliveries as u64].contains(&0) {
+            return bad("order_seconds, ticket_seconds, session_seconds and deliveries must be at least 1");
+        }
+        if self.deliveries > 4096 {
+            return bad("deliveries is at most 4096, each is a thread");
+        }
+        if self.conditions_text().len() > MAX_TEXT || self.conditions_text().chars().any(char::is_control) {
+            return bad("seller and conditions are one line of at most 1024 bytes");
+        }
+        Ok(())
+    }
+}
+
+/// Suites in their text form, `x-wing+aes-256-gcm`.
+fn suites<'de, D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Vec<Suite>, D::Error> {
+    let texts = Vec::<String>::deserialize(d)?;
+    texts.iter().map(|t| t.parse().map_err(|e: Refusal| serde::de::Error::custom(e.detail))).collect()
+}
+
+mod defaults {
+    pub(super) fn refresh_seconds() -> u64 {
+        30
+    }
+}
+
+impl Config {
+    /// Reads and checks the configuration; [`Code::ConfigInvalid`].
+    pub fn load(path: &Path) -> Result<Self> {
+        let mut config: Self = chipbound_host::config::load(path)?;
+        config.policy.check()?;
+        if config.authority.refresh_seconds == 0 {
+            return Err(Refusal::new(Code::ConfigInvalid, "authority: refresh_seconds must be at least 1"));
+        }
+        let folder = path.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
+        config.folder = folder.to_owned();
+        Ok(config)
+    }
+
+    /// The database.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.folder.join("server.db")
+    }
+
+    /// The folder of sealed keys and their certificates.
+    #[must_use]
+    pub fn keys(&self) -> PathBuf {
+        self.folder.join("keys")
+    }
+
+    /// The key-encryption key.
+    #[must_use]
+    pub fn kek(&self) -> PathBuf {
+        self.folder.join("kek")
+    }
+
+    /// The folder of programs and ciphertext.
+    #[must_use]
+    pub fn blobs(&self) -> PathBuf {
+        self.folder.join("blobs")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("server.toml");
+        std::fs::write(&path, text).expect("written");
+        Config::load(&path)
+    }
+
+    const GOOD: &str = "listen = \"127.0.0.1:0\"\n[authority]\nurl = \"https://127.0.0.1:7701\"\n[policy]\n";
+
+    #[test]
+    fn what_is_left_out_has_its_default() {
+        let config = load(GOOD).expect("a configuration");
+        assert_eq!((config.policy.suites.len(), config.policy.key_mode, config.authority.refresh_seconds), (4, KeyMode::Direct, 30));
+    }
+
+    #[test]
+    fn unknown_fields_and_values_are_refused_with_their_line() {
+        for (more, said) in [
+            ("verify = false\n", ":5: unknown field"),
+            ("suites = [\"rot13+none\"]\n", ":5:"),
+            ("key_mode = \"none\"\n", ":5: unknown variant"),
+            ("suites = []\n", "at least one"),
+            ("deliveries = 0\n", "at least 1"),
+            ("conditions = \"a\\nb\"\n", "one line"),
+        ] {
+            let refusal = load(&format!("{GOOD}{more}")).expect_err(more);
+            assert_eq!(refusal.code, Code::ConfigInvalid, "{more}");
+            assert!(refusal.detail.contains(said), "{more}: {}", refusal.detail);
+        }
+    }
+}

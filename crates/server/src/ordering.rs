@@ -1,0 +1,105 @@
+//! Orders: confirmation, agreement, tickets (step 1002 and the way to 1003).
+
+use crate::server::Server;
+use crate::storage::{NewOrder, NewTicket, Principal, Repository, StoredOrder};
+use chipbound_wire::api::{self, Agreement, Base64, Order, OrderState, Ticket};
+use chipbound_wire::bounded::Text;
+use chipbound_wire::documents::{Confirmation, Manifest};
+use chipbound_wire::random::fresh;
+use chipbound_wire::signed::read_claims;
+use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, SystemRandom};
+
+/// Seconds of a day.
+const DAY: u64 = 24 * 3600;
+/// The longest idempotency key, in visible ASCII characters.
+const MAX_KEY: usize = 128;
+/// Unused tickets of one order at once.
+const TICKETS: u32 = 8;
+
+impl<R: Repository> Server<R> {
+    /// Places an order (step 1002): answers with a signed confirmation. The same key and request return the same bytes for ever; the
+    /// same key with another request is [`Code::IdempotencyConflict`].
+    pub async fn place_order(&self, customer: &Principal, key: &str, request: &api::NewOrder) -> Result<Order> {
+        if key.is_empty() || key.len() > MAX_KEY || !key.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(Refusal::new(Code::Malformed, "an idempotency key is 1 to 128 visible ASCII characters"));
+        }
+        let release = self.repository.find_release(&request.program, request.version.as_deref()).await?;
+        let manifest: Manifest = read_claims(&release.signed_manifest)?;
+        let key_mode = request.key_mode.unwrap_or(self.policy.key_mode);
+        if !manifest.key_modes.contains(&key_mode) {
+            return Err(Refusal::new(Code::NothingInCommon, format!("the vendor does not release this in the key mode {key_mode}")));
+        }
+        let now = self.now();
+        let confirmation = Confirmation {
+            order: OrderId(fresh(&mut SystemRandom)),
+            account: customer.account,
+            program: manifest.program,
+            version: manifest.version,
+            manifest: release.manifest,
+            processor: request.processor,
+            price: release.price,
+            issued_at: now,
+            expires_at: now.after(self.policy.order_seconds),
+            conditions: Text::new(self.policy.conditions_text())?,
+            redownload_until: now.after(self.policy.redownload_days.saturating_mul(DAY)),
+        };
+        let order = StoredOrder {
+            order: confirmation.order,
+            account: customer.account,
+            manifest: release.manifest,
+            processor: request.processor,
+            key_mode,
+            price: release.price,
+            state: OrderState::Confirmed,
+            confirmation: self.keys.get().statement.signer().sign(&confirmation)?,
+            issued_at: confirmation.issued_at,
+            expires_at: confirmation.expires_at,
+            redownload_until: confirmation.redownload_until,
+            receipt: None,
+        };
+        let new = NewOrder { order, idempotency_key: key.to_owned(), parameters: parameters(request)? };
+        self.repository.place_order(&new).await.map(shown)
+    }
+
+    /// An order as its owner sees it.
+    pub async fn order(&self, customer: &Principal, order: OrderId) -> Result<Order> {
+        let mut order = self.repository.order(customer.account, order).await?;
+        let running = matches!(order.state, OrderState::Confirmed | OrderState::Authorised);
+        if running && self.now() > order.expires_at {
+            order.state = OrderState::Expired;
+        }
+        Ok(shown(order))
+    }
+
+    /// The customer agrees to the confirmation with that digest: the price is held (step 1002, charge authorised).
+    pub async fn agree(&self, customer: &Principal, order: OrderId, agreement: &Agreement) -> Result<Order> {
+        self.repository.authorise(customer.account, order, agreement.confirmation, self.now()).await.map(shown)
+    }
+
+    /// A one-use ticket for one second path (step 1003).
+    pub async fn issue_ticket(&self, customer: &Principal, order: OrderId) -> Result<Ticket> {
+        let now = self.now();
+        let ticket = Digest(fresh(&mut SystemRandom));
+        let expires_at = now.after(self.policy.ticket_seconds);
+        let new = NewTicket { ticket: Digest::of(&ticket.0), order, account: customer.account, expires_at };
+        self.repository.issue_ticket(&new, now, TICKETS).await?;
+        Ok(Ticket { ticket, expires_at, line: self.line.get().cloned() })
+    }
+
+    /// Uses a ticket up: the order that may be delivered on the path that showed it. `account` is who is logged in, in the
+    /// tunnel; on a line of its own the ticket alone admits.
+    pub(crate) async fn redeem_ticket(&self, ticket: &Digest, account: Option<AccountId>) -> Result<StoredOrder> {
+        self.repository.redeem_ticket(Digest::of(&ticket.0), account, self.now()).await
+    }
+}
+
+/// What the customer asked for, as one digest.
+fn parameters(request: &api::NewOrder) -> Result<Digest> {
+    let bytes = serde_json::to_vec(request).map_err(|e| Refusal::new(Code::Internal, "a request cannot be written").because(e))?;
+    Ok(Digest::of(&bytes))
+}
+
+/// The order as it travels.
+pub(crate) fn shown(order: StoredOrder) -> Order {
+    Order { order: order.order, state: order.state, confirmation: Base64(order.confirmation), receipt: order.receipt.map(Base64) }
+}

@@ -1,0 +1,101 @@
+//! What the routes and the deliveries share.
+
+use crate::accounts::Passwords;
+use crate::blobs::Blobs;
+use crate::config::Policy;
+use crate::keys::SharedKeys;
+use crate::packing::Making;
+use crate::storage::Repository;
+use chipbound_host::Kek;
+use chipbound_session::tls::SharedTrust;
+use chipbound_wire::{Result, Time};
+use std::sync::{Arc, OnceLock};
+use tokio::sync::Semaphore;
+
+/// Where the time comes from.
+pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
+
+/// What a server is made of.
+pub struct Parts<R> {
+    /// What is kept.
+    pub repository: R,
+    /// Programs and ciphertext.
+    pub blobs: Blobs,
+    /// The three certified keys.
+    pub keys: SharedKeys,
+    /// The authority's root and its newest revocation list.
+    pub trust: SharedTrust,
+    /// Seals content keys and release secrets at rest.
+    pub kek: Kek,
+    /// What the operator decided.
+    pub policy: Policy,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// One server: every method of its modules is one thing that somebody may ask of it.
+pub struct Server<R> {
+    pub(crate) repository: R,
+    pub(crate) blobs: Blobs,
+    pub(crate) keys: SharedKeys,
+    pub(crate) trust: SharedTrust,
+    pub(crate) kek: Kek,
+    pub(crate) policy: Policy,
+    pub(crate) clock: Clock,
+    pub(crate) passwords: Passwords,
+    /// Common packages that are being made.
+    pub(crate) making: Making,
+    /// Places for deliveries.
+    pub(crate) places: Arc<Semaphore>,
+    /// `host:port` of the line of its own, once it listens.
+    pub(crate) line: OnceLock<String>,
+}
+
+impl<R> std::fmt::Debug for Server<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Server({:?})", self.blobs)
+    }
+}
+
+impl<R: Repository> Server<R> {
+    /// Puts the parts together.
+    pub fn new(parts: Parts<R>) -> Result<Arc<Self>> {
+        let Parts { repository, blobs, keys, trust, kek, policy, clock } = parts;
+        let places = Arc::new(Semaphore::new(policy.deliveries));
+        let passwords = Passwords::new()?;
+        Ok(Arc::new(Self {
+            repository,
+            blobs,
+            keys,
+            trust,
+            kek,
+            policy,
+            clock,
+            passwords,
+            making: Making::default(),
+            places,
+            line: OnceLock::new(),
+        }))
+    }
+
+    /// The time.
+    pub(crate) fn now(&self) -> Time {
+        (self.clock)()
+    }
+
+    /// Names the address of the line of its own, `host:port`, once.
+    pub fn set_line(&self, address: String) {
+        let _ = self.line.set(address);
+    }
+
+    /// Gives back the holds of orders that ran out, and forgets what else did; returns how many orders.
+    pub async fn expire(&self) -> Result<u64> {
+        self.repository.expire(self.now()).await
+    }
+
+    /// Removes what a killed server left half-written; before anything else runs.
+    pub async fn tidy(&self) -> Result<usize> {
+        let in_use = self.repository.blobs_in_use().await?.into_iter().collect();
+        self.blobs.sweep(&in_use)
+    }
+}
