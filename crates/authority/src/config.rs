@@ -148,11 +148,12 @@ classes = ["software"]
 # everybody.
 revocation_list = "1d"
 
-# How long certificates last; they are renewed on line before they end.
+# How long certificates last; processors and servers renew theirs on line. A release can be delivered as long as the
+# certificate that its vendor signed it with lasts, so a vendor's is long; a stolen vendor's key is revoked.
 [validity]
 processor = "30d"
 server = "90d"
-vendor = "365d"
+vendor = "1800d"
 "#
         )
     }

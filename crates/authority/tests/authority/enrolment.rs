@@ -240,7 +240,7 @@ async fn a_foreign_authoritys_certificate_is_not_renewed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expired_certificate_is_not_renewed() {
-    let authority = Running::with(|c| c.replace("vendor = \"365d\"", "vendor = \"1s\"")).await;
+    let authority = Running::with(|c| c.replace("vendor = \"1800d\"", "vendor = \"1s\"")).await;
     let applicant = Applicant::new(Role::Vendor);
     let enrolled = applicant.enroll(&authority, &authority.voucher(Kind::Vendor).await).await.expect("a good voucher");
     while now() <= enrolled.certified.validity().1 {
