@@ -340,3 +340,65 @@ impl Iterator for Pieces<'_> {
         Some(Piece { offset, len: (end - offset) as usize, unit: ordinal })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Layouts of programs with ranges at all kinds of places, from a reproducible sequence.
+    fn layouts() -> impl Iterator<Item = Layout> {
+        let mut state = 5_u64;
+        let mut next = move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        (0..300).filter_map(move |_| {
+            let (mut at, mut sealed) = (0, Vec::new());
+            for _ in 0..=next(12) {
+                let offset = at + next(30_000);
+                let len = 1 + next(200_000);
+                sealed.push(Range { offset, len });
+                at = offset + len;
+            }
+            Layout::new(Format::ElfX8664, at + next(100_000), sealed, Vec::new()).ok()
+        })
+    }
+
+    #[test]
+    fn pieces_cover_the_body_once_and_no_two_units_share_a_nonce() {
+        let data = [0, 1, 65_536, 700_000].map(|size| Layout::data(size).expect("data"));
+        for layout in layouts().chain(data) {
+            let (mut at, mut units, mut sealed) = (0, 0, 0);
+            for start in (0..layout.body_size()).step_by(MAX_CHUNK) {
+                for piece in layout.pieces(start, start + MAX_CHUNK as u64) {
+                    assert_eq!(piece.offset, at);
+                    at += piece.len as u64;
+                    if let Some(ordinal) = piece.unit {
+                        assert_eq!(ordinal, units);
+                        assert_eq!(piece.offset / unit_size(layout.format()), (at - 1) / unit_size(layout.format()));
+                        assert!(layout.sealed().iter().any(|r| r.offset <= piece.offset && at <= r.end()));
+                        units += 1;
+                        sealed += piece.len as u64;
+                    }
+                }
+            }
+            assert_eq!((at, units, sealed), (layout.body_size(), layout.units(), layout.sealed_bytes()));
+        }
+    }
+
+    #[test]
+    fn the_tags_that_end_in_each_chunk_are_all_tags() {
+        for layout in layouts() {
+            for step in [CHUNK_STEP, MAX_CHUNK] {
+                let mut tags = 0;
+                for start in (0..layout.body_size()).step_by(step) {
+                    let end = (start + step as u64).min(layout.body_size());
+                    let pieces = layout.pieces(start, end).filter(|p| p.unit.is_some()).count();
+                    assert_eq!(layout.tags_ending_in(start, (end - start) as usize), pieces);
+                    tags += pieces as u64;
+                }
+                assert_eq!(tags, layout.units());
+            }
+        }
+    }
+}

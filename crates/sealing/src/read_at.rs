@@ -56,3 +56,26 @@ macro_rules! through {
     )+};
 }
 through!(&T, Box<T>, std::sync::Arc<T>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_file_and_a_slice_give_the_same_bytes_and_refuse_the_same_reads() {
+        let bytes: Vec<u8> = (0..100).collect();
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(&bytes).expect("written");
+        let sources: [&dyn ReadAt; 3] = [&file, &bytes, &std::sync::Arc::new(bytes.clone())];
+        for source in sources {
+            assert_eq!(source.size(), 100);
+            let mut part = [0; 10];
+            source.read_exact_at(&mut part, 90).expect("the last ten");
+            assert_eq!(part, bytes[90..]);
+            for offset in [91, 100, 101, u64::MAX] {
+                assert!(source.read_exact_at(&mut part, offset).is_err(), "{offset}");
+            }
+        }
+    }
+}
