@@ -201,9 +201,9 @@ mod tests {
     fn a_mistake_is_named_with_its_line() {
         for (from, to, line, word) in [
             ("listen = ", "listem = ", 4, "listem"),
-            ("\"30d\"", "\"30 days\"", 19, "30 days"),
-            ("\"30d\"", "\"0d\"", 19, "span of time"),
-            ("server = \"90d\"", "serves = \"90d\"", 20, "serves"),
+            ("\"30d\"", "\"30 days\"", 20, "30 days"),
+            ("\"30d\"", "\"0d\"", 20, "span of time"),
+            ("server = \"90d\"", "serves = \"90d\"", 21, "serves"),
             ("\"127.0.0.1:7701\"", "\"nowhere\"", 4, "socket address"),
         ] {
             let refusal = load(&template().replacen(from, to, 1)).expect_err(to);
