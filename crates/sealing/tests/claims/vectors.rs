@@ -1,8 +1,8 @@
-//! Published vectors of Decap().
+//! Vectors: published ones of Decap(), and those of our own formats, computed by another implementation of their primitives.
 
-use chipbound_sealing::{Decapsulate, SealingKeyPair};
-use chipbound_wire::suite::Kem;
-use chipbound_wire::{Code, Hex};
+use chipbound_sealing::{ContentKey, Decapsulate, Layout, PageKeys, Sealer, SealingKeyPair, at_rest, plain_digest};
+use chipbound_wire::suite::{Aead, Format, Kem};
+use chipbound_wire::{Code, Digest, Hex};
 
 fn bytes(hex: &str) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).expect("hexadecimal")).collect()
@@ -51,6 +51,53 @@ fn a_key_store_refuses_mechanisms_and_encapsulated_keys_that_are_not_its_own() {
     for bad in [vec![], vec![1; 32], vec![1; 34], vec![9; 33], [&[2], [0; 32].as_slice()].concat()] {
         assert_eq!(SealingKeyPair::deserialize(&bad).expect_err("no key").code, Code::Malformed);
     }
+}
+
+#[test]
+fn page_keys_and_sealed_units_are_those_of_the_vectors() {
+    let content = ContentKey::from_bytes(&[1; 32]).expect("32 bytes");
+    let vectors = [
+        (
+            Aead::Aes256Gcm,
+            "c24769ff2e02aa22023d1989bb68133a74e4ecf5c07ef472217726c0458d81ff", // key commitment
+            "1693971f6dfb9c65998a307cc9ef8c45e04f7b7b3f",                       // "hello" sealed, tag
+        ),
+        (
+            Aead::ChaCha20Poly1305,
+            "9d0493551be1173e16191bb2eaeb2f434a7eb3e62f286759394c4ec7c1d7ef3b",
+            "7ef42a744001516dca356fc2b80dcfbbe8a8a8c33d",
+        ),
+    ];
+    for (aead, commitment, sealed) in vectors {
+        // Package id 02.., plain digest 03..; one unit: ordinal 0, offset 0, 5 bytes.
+        let keys = PageKeys::derive(&content, &Digest([2; 32]), &Digest([3; 32]), aead, Format::Data);
+        assert_eq!(keys.commitment().to_string(), commitment);
+        let mut sealer = Sealer::new(&Layout::data(5).expect("data"), &keys).expect("a sealer");
+        let (mut bytes, mut tags) = (*b"hello", Vec::new());
+        sealer.seal_chunk(&mut bytes, &mut tags).expect("sealed");
+        assert_eq!(format!("{}{}", Hex(&bytes), Hex(&tags)), sealed);
+    }
+}
+
+#[test]
+fn layout_and_plain_digest_are_those_of_the_vectors() {
+    let layout = Layout::data(5).expect("data");
+    // A map: 0 format data, 1 size 5, 2 one sealed range (0, 5), 3 no patches.
+    let encoded = bytes("a40001010502818200050380");
+    assert_eq!(layout.encode(), encoded);
+    let digest = plain_digest(&b"hello".as_slice(), &layout).expect("digest");
+    assert_eq!(digest, Digest::of(&[b"chipbound/1 plain digest".as_slice(), &encoded].concat()));
+}
+
+#[test]
+fn a_secret_at_rest_is_that_of_the_vector() {
+    let sealed = bytes(concat!(
+        "01",                                                               // version
+        "0404040404040404040404040404040404040404040404040404040404040404", // salt
+        "79413df8b2a5",                                                     // "secret" sealed
+        "b67758b01aace63a34d19066c28998bd",                                 // tag
+    ));
+    assert_eq!(at_rest::open(&[5; 32], "identity key", &sealed).expect("opens")[..], *b"secret");
 }
 
 const XWING_ENC: &str = concat!(
