@@ -1,4 +1,6 @@
 //! What the processor claims, and the attacks that it claims to refuse.
 
+mod client;
+mod daemon;
 mod deliveries;
 mod world;

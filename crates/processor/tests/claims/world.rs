@@ -24,6 +24,7 @@ use chipbound_wire::signature::Sign;
 use chipbound_wire::signed::verify_document;
 use chipbound_wire::suite::{Aead, Class, Format, Kem, KeyMode, Profile, Suite};
 use chipbound_wire::{Digest, KeyId, OrderId, Refusal, Result, SystemRandom, Time};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -192,7 +193,7 @@ pub(crate) struct Delivered {
 }
 
 /// The server's end over `stream`.
-pub(crate) fn serve(stream: UnixStream, world: &World, shipment: &Shipment, lies: &Lies) -> Result<Delivered> {
+pub(crate) fn serve<S: Read + Write>(stream: S, world: &World, shipment: &Shipment, lies: &Lies) -> Result<Delivered> {
     let key: Arc<dyn Sign> = Arc::new(world.second_path.key.clone());
     let identity = Identity { key, chain: world.second_path.chain.clone() };
     let config = server_config(&identity, SharedTrust::new(world.pki.trust()), Arc::new(DefaultTimeProvider))?;
@@ -206,7 +207,7 @@ pub(crate) fn serve(stream: UnixStream, world: &World, shipment: &Shipment, lies
     }
 }
 
-fn converse(path: &mut Path<UnixStream>, world: &World, shipment: &Shipment, lies: &Lies) -> Result<Delivered> {
+fn converse<S: Read + Write>(path: &mut Path<S>, world: &World, shipment: &Shipment, lies: &Lies) -> Result<Delivered> {
     let (trust, signer, statement) = (world.pki.trust(), world.second_path.signer(), world.statement.signer());
     let context = Context { trust: &trust, now: now(), signer: &signer };
     let processor = path.peer().key_id();
