@@ -50,6 +50,17 @@ enum Verb {
     /// The tamper-resistant processor of this machine
     #[command(subcommand)]
     Processor(processor::Verb),
+    /// The certification authority
+    #[command(subcommand)]
+    Authority(chipbound_authority::command::Command),
+    /// The program distribution server
+    #[command(subcommand)]
+    Server(chipbound_server::command::Command),
+    /// Accounts and their money, for the server's operator
+    #[command(subcommand)]
+    Account(chipbound_server::command::AccountCommand),
+    /// Show the whole way in one command: authority, server, two processors, a purchase, and every promise checked
+    Demo(crate::demo::Arguments),
 }
 
 /// The command, from its arguments to its exit code.
@@ -76,6 +87,10 @@ pub fn main() -> ExitCode {
 fn execute(cli: Cli, output: &Output) -> Result<()> {
     let Cli { common, verb } = cli;
     match verb {
+        Verb::Authority(command) => chipbound_authority::command::execute(command),
+        Verb::Server(command) => chipbound_server::command::execute(command),
+        Verb::Account(command) => chipbound_server::command::execute_account(command),
+        Verb::Demo(arguments) => crate::demo::execute(arguments, common.json),
         Verb::Processor(verb) => processor::execute(verb, &common, output),
         Verb::Package(verb) => in_shell(|| package::execute(verb, &common, output)),
         Verb::Customer(verb) => in_shell(|| customer::execute(verb, &common, output)),

@@ -7,6 +7,7 @@ pub mod api;
 pub mod cli;
 pub mod client;
 pub mod control;
+pub mod demo;
 pub mod home;
 pub mod output;
 pub mod receipts;

@@ -89,8 +89,13 @@ impl Story for Output {
         }
         let mut bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         bar.get_or_insert_with(|| {
-            let style = ProgressStyle::with_template("      {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
-            ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_style(style.expect("the template is well-formed"))
+            // The total is 0 where nobody said it.
+            let (length, template) = match total {
+                0 => (None, "      {spinner} {bytes} {bytes_per_sec}"),
+                total => (Some(total), "      {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}"),
+            };
+            let style = ProgressStyle::with_template(template).expect("the template is well-formed");
+            ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()).with_style(style)
         })
         .set_position(done);
     }

@@ -1,11 +1,11 @@
 //! Fig. 3 from top to bottom: what the client device does, with the source's step numbers (those of Fig. 2 in brackets).
 
-use super::place::{Placed, place, verify_again};
+use super::place::{Buyer, Placed, place, verify_again};
 use super::receive::{Received, receive, release};
 use super::store::{Partial, default_target};
 use super::{Device, blocking};
 use crate::receipts;
-use chipbound_wire::api::{OrderState, Settled};
+use chipbound_wire::api::{Account, OrderState, Settled};
 use chipbound_wire::certificate::Trust;
 use chipbound_wire::documents::{Confirmation, Receipt, ReleaseToken};
 use chipbound_wire::signed::{Verified, read_claims};
@@ -64,30 +64,34 @@ pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
     let processor = device.processor().await?;
     let trust = Trust::new(&processor.root)?;
 
-    // 1101, 1103 (1001, 1002): over the first path, with the log-in, order; verify what the server confirms, then agree to it.
-    let Placed { pending, order, confirmation } = place(device, wish, processor.processor, &trust).await?;
+    // 1101 (1001): the first path, on which the server knows the user by the log-in.
+    let account = first_path(device).await?;
+
+    // 1103 (1002): order; verify what the server confirms; then agree to it.
+    let buyer = Buyer { account: account.account, processor: processor.processor };
+    let Placed { pending, order, confirmation } = place(device, wish, buyer, &trust).await?;
     device.home.remember_authority(&processor.root)?;
     let facts = json!({ "order": confirmation.order, "program": confirmation.program, "version": &*confirmation.version,
         "price": confirmation.price, "processor": confirmation.processor, "expires_at": confirmation.expires_at });
     let what = format!("{} {}", confirmation.program.name(), &*confirmation.version);
     device.story.step(1002, &format!("order {} of {what} confirmed: {}", confirmation.order, confirmation.price), facts);
-    let target = pending.target.clone();
+    let (target, size) = (wish.target.clone().unwrap_or_else(|| pending.target.clone()), pending.expected_size);
     let delivered = match order.state {
         OrderState::Confirmed => {
             device.api.agree(&confirmation.order, confirmation.digest()).await?;
             device.story.step(1002, &format!("agreed: {} held, nothing taken", confirmation.price), json!({ "held": confirmation.price }));
-            carry(device, &confirmation, &trust, wish.way, target).await
+            carry(device, &confirmation, &trust, wish.way, target, size).await
         }
         OrderState::Authorised => {
             device.story.step(1002, &format!("going on with order {}: {} held", confirmation.order, confirmation.price), json!({}));
-            carry(device, &confirmation, &trust, wish.way, target).await
+            carry(device, &confirmation, &trust, wish.way, target, size).await
         }
         // The last run ended between 1009 and 1011: it is paid, so the receipt buys the rest.
         OrderState::Settled => {
             let receipt = order.receipt.ok_or_else(|| Refusal::new(Code::OrderState, "a settled order came without its receipt"))?;
             device.home.store_receipt(&confirmation.order, &receipt.0)?;
             device.story.step(1009, &format!("order {} was charged before; its receipt fetches the rest", confirmation.order), json!({}));
-            fetch_again(device, &receipt.0, &trust, wish.way, target).await
+            fetch_again(device, &receipt.0, &trust, wish.way, target, size).await
         }
         OrderState::Expired => return Err(Refusal::new(Code::OrderExpired, format!("order {} ran out", confirmation.order))),
     }?;
@@ -99,13 +103,22 @@ pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
 pub async fn redownload(device: &Device<'_>, receipt: &[u8], way: Way, target: Option<PathBuf>) -> Result<Delivered> {
     let processor = device.processor().await?;
     let trust = Trust::new(&processor.root)?;
+    first_path(device).await?;
     let claims: Receipt = read_claims(receipt)?;
     let target = target.map_or_else(|| default_target(claims.program.name()), Ok)?;
-    fetch_again(device, receipt, &trust, way, target).await
+    fetch_again(device, receipt, &trust, way, target, 0).await
+}
+
+/// Sets the first path up: TLS to the server, whose certificate the log-in pinned or a public root signed, and the user's session.
+async fn first_path(device: &Device<'_>) -> Result<Account> {
+    let account = device.api.account().await?;
+    let server = &device.session.server;
+    device.story.step(1001, &format!("first path to {server} as {}", account.user), json!({ "server": server, "user": account.user }));
+    Ok(account)
 }
 
 /// The way of a receipt: asks for the delivery, agrees to nothing, carries it.
-async fn fetch_again(device: &Device<'_>, receipt: &[u8], trust: &Trust, way: Way, target: PathBuf) -> Result<Delivered> {
+async fn fetch_again(device: &Device<'_>, receipt: &[u8], trust: &Trust, way: Way, target: PathBuf, size: u64) -> Result<Delivered> {
     let order = device.api.redownload(receipt).await?;
     let confirmation = verify_again(&order, receipt, trust)?;
     device.story.step(
@@ -113,21 +126,33 @@ async fn fetch_again(device: &Device<'_>, receipt: &[u8], trust: &Trust, way: Wa
         &format!("receipt accepted for order {}: no charge", confirmation.order),
         json!({ "order": confirmation.order }),
     );
-    carry(device, &confirmation, trust, way, target).await
+    carry(device, &confirmation, trust, way, target, size).await
 }
 
-/// From an order that is paid or whose price is held to the package on the disk.
-async fn carry(device: &Device<'_>, confirmation: &Verified<Confirmation>, trust: &Trust, way: Way, target: PathBuf) -> Result<Delivered> {
+/// From an order that is paid or whose price is held to the package on the disk. `size` is about how many bytes will come.
+async fn carry(
+    device: &Device<'_>,
+    confirmation: &Verified<Confirmation>,
+    trust: &Trust,
+    way: Way,
+    target: PathBuf,
+    size: u64,
+) -> Result<Delivered> {
     let order = confirmation.order;
-    let partial = Partial::beside(&target)?; // A folder that cannot be written is found out before anything is charged.
+    let mut partial = Partial::beside(&target)?; // A folder that cannot be written is found out before anything is delivered.
 
     // 1105 (1003-1007): server and processor authenticate each other and the program goes over; the client relays or stands by.
     let ticket = device.api.ticket(&order).await?;
-    let Received { mut conversation, acknowledgement, body_size, chosen } = receive(device, confirmation, &ticket, way).await?;
+    let Received { mut conversation, acknowledgement, body_size, chosen, relayed } =
+        receive(device, confirmation, &ticket, way, size).await?;
+    let text = "server and processor proved themselves to each other (1004-1006) and the encrypted program went over";
+    device.story.step(1007, text, json!({ "relayed": relayed, "chosen": chosen }));
 
     // 1107 (1008): the processor has received, opened and compared everything.
-    let facts = json!({ "bytes": body_size, "chosen": chosen });
+    let facts = json!({ "bytes": body_size });
     device.story.step(1008, &format!("the processor received and compared {body_size} bytes ({chosen})"), facts);
+
+    partial.reserve(body_size)?; // A disk that is too full is found out before anything is charged.
 
     // 1109 (1009): now, and only now, the charge is taken.
     let Settled { receipt, token } = device.api.acknowledge(&order, acknowledgement).await?;

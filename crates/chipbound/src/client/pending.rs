@@ -4,6 +4,7 @@
 use crate::home::{Home, json, parse, remove};
 use chipbound_host::files::write_durably;
 use chipbound_host::process::now;
+use chipbound_wire::api::Release;
 use chipbound_wire::random::fresh;
 use chipbound_wire::suite::KeyMode;
 use chipbound_wire::{Amount, Code, Digest, Hex, KeyId, Refusal, Result, SystemRandom, Time};
@@ -39,6 +40,8 @@ struct Kept {
     idempotency_key: String,
     target: PathBuf,
     expected_price: Option<Amount>,
+    #[serde(default)]
+    expected_size: u64,
     begun_at: Time,
 }
 
@@ -51,6 +54,8 @@ pub struct Pending {
     pub target: PathBuf,
     /// The price that the catalogue named when the purchase began.
     pub expected_price: Option<Amount>,
+    /// The size that the catalogue named, in bytes; 0 where it named none.
+    pub expected_size: u64,
     /// Whether an earlier run began it.
     pub resumed: bool,
     path: PathBuf,
@@ -65,12 +70,19 @@ impl Pending {
         Self::lock(&path, true)
     }
 
-    /// Begins a purchase: its new key is on the disk when this returns.
-    pub fn begin(home: &Home, purpose: Purpose, target: PathBuf, expected_price: Option<Amount>) -> Result<Self> {
+    /// Begins a purchase of what the catalogue says: its new key is on the disk when this returns.
+    pub fn begin(home: &Home, purpose: Purpose, target: PathBuf, expected: Option<&Release>) -> Result<Self> {
         let path = path_of(home, &purpose)?;
         let key: [u8; 16] = fresh(&mut SystemRandom);
         let target = std::path::absolute(&target).map_err(|e| Refusal::io(target.display(), e))?;
-        let kept = Kept { purpose, idempotency_key: Hex(&key).to_string(), target, expected_price, begun_at: now() };
+        let kept = Kept {
+            purpose,
+            idempotency_key: Hex(&key).to_string(),
+            target,
+            expected_price: expected.map(|r| r.price),
+            expected_size: expected.map_or(0, |r| r.size),
+            begun_at: now(),
+        };
         write_durably(&path, &json(&kept), 0o600)?;
         Self::lock(&path, false)?.ok_or_else(busy)
     }
@@ -105,6 +117,7 @@ impl Pending {
             idempotency_key: kept.idempotency_key,
             target: kept.target,
             expected_price: kept.expected_price,
+            expected_size: kept.expected_size,
             resumed,
             path: path.to_owned(),
             _lock: file,

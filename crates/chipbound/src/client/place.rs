@@ -9,7 +9,7 @@ use chipbound_wire::api::{NewOrder, Order, OrderState, Release};
 use chipbound_wire::certificate::Trust;
 use chipbound_wire::documents::{Confirmation, Receipt};
 use chipbound_wire::signed::{Verified, read_claims, verify_document};
-use chipbound_wire::{Code, Fault, KeyId, Refusal, Result};
+use chipbound_wire::{AccountId, Code, Fault, KeyId, Refusal, Result};
 
 /// An order whose confirmation was verified.
 #[derive(Debug)]
@@ -22,8 +22,18 @@ pub struct Placed {
     pub confirmation: Verified<Confirmation>,
 }
 
+/// Whom an order is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Buyer {
+    /// The account that is logged in.
+    pub account: AccountId,
+    /// The identity key of this machine's processor.
+    pub processor: KeyId,
+}
+
 /// Places the order, or takes up the one that an earlier run placed. An order that ran out is replaced by a new one, once.
-pub async fn place(device: &Device<'_>, wish: &Wish, processor: KeyId, trust: &Trust) -> Result<Placed> {
+pub async fn place(device: &Device<'_>, wish: &Wish, buyer: Buyer, trust: &Trust) -> Result<Placed> {
+    let processor = buyer.processor;
     let purpose = Purpose {
         server: device.session.server.clone(),
         user: device.session.user.clone(),
@@ -35,7 +45,7 @@ pub async fn place(device: &Device<'_>, wish: &Wish, processor: KeyId, trust: &T
     if let Some(pending) = Pending::resume(device.home, &purpose)? {
         let order = submit(device, wish, processor, &pending).await;
         match order {
-            Ok(order) if order.state != OrderState::Expired => return checked(pending, order, wish, processor, trust),
+            Ok(order) if !ran_out(&order)? => return checked(pending, order, wish, buyer, trust),
             Ok(_) => pending.done()?,
             Err(refusal) => return give_up(pending, refusal),
         }
@@ -46,11 +56,17 @@ pub async fn place(device: &Device<'_>, wish: &Wish, processor: KeyId, trust: &T
     }
     let name = wish.program.rsplit('/').next().unwrap_or_default();
     let target = wish.target.clone().map_or_else(|| default_target(name), Ok)?;
-    let pending = Pending::begin(device.home, purpose, target, release.map(|r| r.price))?;
+    let pending = Pending::begin(device.home, purpose, target, release.as_ref())?;
     match submit(device, wish, processor, &pending).await {
-        Ok(order) => checked(pending, order, wish, processor, trust),
+        Ok(order) => checked(pending, order, wish, buyer, trust),
         Err(refusal) => give_up(pending, refusal),
     }
+}
+
+/// Whether an order was not settled in its time; its hold, if any, is given back by the server.
+fn ran_out(order: &Order) -> Result<bool> {
+    let confirmation: Confirmation = read_claims(&order.confirmation.0)?;
+    Ok(order.state == OrderState::Expired || (order.state != OrderState::Settled && confirmation.expires_at <= now()))
 }
 
 async fn submit(device: &Device<'_>, wish: &Wish, processor: KeyId, pending: &Pending) -> Result<Order> {
@@ -67,8 +83,8 @@ fn give_up<T>(pending: Pending, refusal: Refusal) -> Result<T> {
     Err(refusal)
 }
 
-fn checked(pending: Pending, order: Order, wish: &Wish, processor: KeyId, trust: &Trust) -> Result<Placed> {
-    match verify_confirmation(&order, wish, processor, &pending, trust) {
+fn checked(pending: Pending, order: Order, wish: &Wish, buyer: Buyer, trust: &Trust) -> Result<Placed> {
+    match verify_confirmation(&order, wish, buyer, &pending, trust) {
         Ok(confirmation) => Ok(Placed { pending, order, confirmation }),
         Err(refusal) => {
             pending.done()?; // Nothing was agreed to; a wish that is mended places an order of its own.
@@ -78,7 +94,7 @@ fn checked(pending: Pending, order: Order, wish: &Wish, processor: KeyId, trust:
 }
 
 /// The server's signature, and that the confirmation is what was asked for.
-fn verify_confirmation(order: &Order, wish: &Wish, processor: KeyId, pending: &Pending, trust: &Trust) -> Result<Verified<Confirmation>> {
+fn verify_confirmation(order: &Order, wish: &Wish, buyer: Buyer, pending: &Pending, trust: &Trust) -> Result<Verified<Confirmation>> {
     let confirmation: Verified<Confirmation> = verify_document(&order.confirmation.0, trust, now())?;
     let mismatch = |code, what: String| Err(Refusal::new(code, format!("the confirmation is not what was asked for: {what}")));
     if confirmation.order != order.order {
@@ -87,10 +103,13 @@ fn verify_confirmation(order: &Order, wish: &Wish, processor: KeyId, pending: &P
     if !names(&wish.program, &confirmation) || wish.version.as_deref().is_some_and(|v| v != &*confirmation.version) {
         return mismatch(Code::TermsMismatch, format!("it is for {} {}", confirmation.program, &*confirmation.version));
     }
-    if confirmation.processor != processor {
+    if confirmation.account != buyer.account {
+        return mismatch(Code::AccountMismatch, "it is for another account".to_owned());
+    }
+    if confirmation.processor != buyer.processor {
         return mismatch(Code::ProcessorMismatch, format!("it is for processor {}", confirmation.processor));
     }
-    if order.state == OrderState::Confirmed && confirmation.expires_at <= now() {
+    if ran_out(order)? {
         return Err(Refusal::new(Code::OrderExpired, "the confirmation ran out before it was agreed to"));
     }
     if let Some(expected) = pending.expected_price.filter(|p| *p != confirmation.price) {

@@ -17,6 +17,8 @@ use std::fs::File;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -25,6 +27,8 @@ use tokio::task::JoinHandle;
 const SOCKET_BUFFER: usize = 1024 * 1024;
 /// How long the two ends of the second path may take to close it after the acknowledgement.
 const FAREWELL: Duration = Duration::from_secs(30);
+/// How often the progress of a tunnel is shown.
+const TICK: Duration = Duration::from_millis(100);
 
 /// What the processor says at step 1008.
 pub struct Received {
@@ -36,10 +40,13 @@ pub struct Received {
     pub body_size: u64,
     /// Suite and key mode, for people.
     pub chosen: String,
+    /// Bytes that were relayed to the processor; none on a line of its own.
+    pub relayed: Option<u64>,
 }
 
-/// Has the processor receive: through the tunnel, whose bytes are relayed here, or on its own line.
-pub async fn receive(device: &Device<'_>, confirmation: &Verified<Confirmation>, ticket: &Ticket, way: Way) -> Result<Received> {
+/// Has the processor receive: through the tunnel, whose bytes are relayed here, or on its own line. `size` is about how many
+/// bytes will come, for people.
+pub async fn receive(device: &Device<'_>, confirmation: &Verified<Confirmation>, ticket: &Ticket, way: Way, size: u64) -> Result<Received> {
     let confirmation = Bytes::new(confirmation.bytes().to_vec())?;
     match way {
         Way::OwnLine => {
@@ -53,9 +60,23 @@ pub async fn receive(device: &Device<'_>, confirmation: &Verified<Confirmation>,
             let tunnel = device.api.tunnel(ticket).await?;
             device.story.step(1003, "second path inside the first, relayed as opaque bytes", json!({ "way": "tunnel" }));
             let (near, far) = socket_pair()?;
-            let relaying = tokio::spawn(relay(tunnel, near));
-            let received = converse(device, Request::Receive { confirmation, line: Line::Tunnel }, Some(far)).await;
-            farewell(relaying, received).await
+            let carried = Arc::new(AtomicU64::new(0));
+            let relaying = tokio::spawn(relay(tunnel, near, carried.clone()));
+            let conversing = converse(device, Request::Receive { confirmation, line: Line::Tunnel }, Some(far));
+            let received = watched(device, conversing, &carried, size).await;
+            let received = farewell(relaying, received).await?;
+            Ok(Received { relayed: Some(carried.load(Ordering::Relaxed)), ..received })
+        }
+    }
+}
+
+/// Shows how many bytes were carried while the delivery goes on: in the tunnel the client counts for itself.
+async fn watched<T>(device: &Device<'_>, delivery: impl Future<Output = T>, carried: &AtomicU64, size: u64) -> T {
+    let mut delivery = std::pin::pin!(delivery);
+    loop {
+        tokio::select! {
+            ended = &mut delivery => return ended,
+            () = tokio::time::sleep(TICK) => device.story.progress(carried.load(Ordering::Relaxed), size),
         }
     }
 }
@@ -116,9 +137,13 @@ async fn converse(device: &Device<'_>, request: Request, far: Option<UnixStream>
             let _ = tell.send((done, total)); // Nobody listens to a delivery that was cancelled.
         };
         match conversation.answer_after(progress)? {
-            Response::Received { acknowledgement, body_size, chosen } => {
-                Ok(Received { conversation, acknowledgement: acknowledgement.into_vec(), body_size, chosen: chosen.to_string() })
-            }
+            Response::Received { acknowledgement, body_size, chosen } => Ok(Received {
+                conversation,
+                acknowledgement: acknowledgement.into_vec(),
+                body_size,
+                chosen: chosen.to_string(),
+                relayed: None,
+            }),
             other => Err(unexpected(&other)),
         }
     });

@@ -3,30 +3,34 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 /// Bytes carried at once in each direction.
 const PIECE: usize = 256 * 1024;
 
-/// Carries bytes both ways until both directions have ended. The end of one direction is passed on at once (on a TLS stream as
-/// close_notify), the other goes on; an error ends both.
-pub async fn relay<A, B>(near: A, far: B) -> io::Result<()>
+/// Carries bytes both ways until both directions have ended; those to `far` are counted. The end of one direction is passed on
+/// at once (on a TLS stream as close_notify), the other goes on; an error ends both.
+pub async fn relay<A, B>(near: A, far: B, carried: Arc<AtomicU64>) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
     let (near_read, near_write) = tokio::io::split(near);
     let (far_read, far_write) = tokio::io::split(far);
-    tokio::try_join!(pump(near_read, far_write), pump(far_read, near_write)).map(drop)
+    let uncounted = AtomicU64::new(0);
+    tokio::try_join!(pump(near_read, far_write, &carried), pump(far_read, near_write, &uncounted)).map(drop)
 }
 
-async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
+async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, carried: &AtomicU64) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
     loop {
         let (filled, ended) = fill(&mut from, &mut piece).await?;
         to.write_all(&piece[..filled]).await?;
         to.flush().await?;
+        carried.fetch_add(filled as u64, Ordering::Relaxed);
         if ended {
             return to.shutdown().await;
         }
@@ -62,7 +66,8 @@ mod tests {
     async fn the_end_of_one_direction_is_passed_on_while_the_other_goes_on() {
         let (mut server, near) = duplex(100);
         let (far, mut processor) = duplex(100);
-        let relay = tokio::spawn(relay(near, far));
+        let carried = Arc::new(AtomicU64::new(0));
+        let relay = tokio::spawn(relay(near, far, carried.clone()));
         let sent: Vec<u8> = (0..1_000_000u32).map(|i| i as u8).collect();
         let expected = sent.clone();
         let writing = tokio::spawn(async move {
@@ -80,13 +85,14 @@ mod tests {
         processor.shutdown().await.unwrap();
         assert_eq!(writing.await.unwrap(), b"done");
         relay.await.unwrap().unwrap();
+        assert_eq!(carried.load(Ordering::Relaxed), 1_000_000, "only what went to the processor is counted");
     }
 
     #[tokio::test]
     async fn a_stream_that_breaks_ends_the_relay_with_its_error() {
         let broken = broken_stream();
         let (far, _processor) = duplex(100);
-        assert_eq!(relay(broken, far).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(relay(broken, far, Arc::default()).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     fn broken_stream() -> impl AsyncRead + AsyncWrite + Unpin {

@@ -3,7 +3,7 @@
 use super::blocking;
 use chipbound_host::files::Pending;
 use chipbound_wire::{Code, Refusal, Result};
-use rustix::fs::copy_file_range;
+use rustix::fs::{FallocateFlags, copy_file_range, fallocate};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -38,6 +38,15 @@ impl Partial {
             return Err(Refusal::new(Code::Conflict, format!("{} is a folder; name a file", target.display())));
         }
         Ok(Self { pending: Pending::create(&target, 0o666)?, target })
+    }
+
+    /// Has the file system set room for `size` bytes aside, where it can; [`Code::DiskFull`] where there is none.
+    pub fn reserve(&mut self, size: u64) -> Result<()> {
+        let asked = if size == 0 { Ok(()) } else { fallocate(self.pending.file(), FallocateFlags::KEEP_SIZE, 0, size) };
+        match asked {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Err(e) => Err(Refusal::io(self.target.display(), e.into())),
+        }
     }
 
     /// Copies the package, `size` bytes from the start of `package`, and puts it in its place: file on the disk, then its name,

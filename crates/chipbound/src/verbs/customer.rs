@@ -103,7 +103,7 @@ pub enum Verb {
 #[derive(Subcommand, Debug)]
 pub enum ReceiptVerb {
     /// Verify a receipt's signature, certificate and role at its time of issue
-    #[command(after_help = "Example:\n  chipbound receipt verify perl.receipt --root authority/root.pem")]
+    #[command(after_help = "Example:\n  chipbound receipt verify 7c9e6679f0a34de28b1dd0c1c4e0a9b2 --root authority/root.der")]
     Verify {
         /// A receipt's file, or the order whose receipt is kept
         receipt: String,
@@ -112,7 +112,7 @@ pub enum ReceiptVerb {
         root: Option<PathBuf>,
     },
     /// Show what a receipt says, unverified
-    #[command(after_help = "Example:\n  chipbound receipt show perl.receipt")]
+    #[command(after_help = "Example:\n  chipbound receipt show 7c9e6679f0a34de28b1dd0c1c4e0a9b2")]
     Show {
         /// A receipt's file, or the order whose receipt is kept
         receipt: String,

@@ -13,6 +13,9 @@ use std::path::PathBuf;
 /// What is done with a processor.
 #[derive(Subcommand, Debug)]
 pub enum Verb {
+    /// The daemon's own.
+    #[command(flatten)]
+    Daemon(chipbound_processor::command::Command),
     /// Have the authority certify the running processor; later commands find it where it was enrolled
     #[command(
         after_help = "Example:\n  chipbound processor enroll --authority https://127.0.0.1:7701 --voucher cbv1-… --socket processor/processor.sock\n\nThe authority's operator makes the voucher: chipbound authority voucher --role processor"
@@ -37,6 +40,7 @@ pub enum Verb {
 pub fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()> {
     let home = || Home::locate(common.home.as_deref());
     match verb {
+        Verb::Daemon(command) => chipbound_processor::command::execute(command),
         Verb::Enroll { authority, voucher, socket } => {
             let home = home()?;
             let socket = home.processor(socket.as_deref().or(common.processor.as_deref()));

@@ -13,11 +13,11 @@ use chipbound_wire::bounded::{List, Text};
 use chipbound_wire::documents::Manifest;
 use chipbound_wire::signed::Signer;
 use chipbound_wire::suite::{Class, Format, KeyMode, LoaderVariables, Profile};
-use chipbound_wire::{Amount, Code, ProgramId, Refusal, Result};
+use chipbound_wire::{Amount, ProgramId, Refusal, Result};
 use clap::Subcommand;
 use serde_json::json;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -136,12 +136,13 @@ pub async fn publish(arguments: Publish, common: &Common, output: &Output) -> Re
     let program = ProgramId::new(&identity.certified(now())?.key_id(), &arguments.name)?;
     let newest = api.programs().await?.programs.into_iter().find(|r| r.program == program).map_or(0, |r| r.sequence);
 
-    let file = File::open(&arguments.file).map_err(|e| Refusal::io(arguments.file.display(), e))?;
+    let mut file = File::open(&arguments.file).map_err(|e| Refusal::io(arguments.file.display(), e))?;
     let manifest = manifest(&arguments, program, newest + 1, &file).await?;
     let (size, price) = (manifest.plain_size, arguments.price);
     let signed = Signer { key: identity.key(), chain: identity.chain() }.sign(&manifest)?;
     let upload = api.announce(&NewRelease { manifest: Base64(signed), price }).await?;
 
+    file.rewind().map_err(|e| Refusal::io(arguments.file.display(), e))?;
     let sent = Arc::new(AtomicU64::new(0));
     let source = Counted { file: tokio::fs::File::from_std(file), sent: sent.clone() };
     let mut uploading = std::pin::pin!(api.upload(&upload, size, source));
@@ -170,12 +171,9 @@ async fn manifest(arguments: &Publish, program: ProgramId, next: u64, file: &Fil
     let told = arguments.format;
     let what = arguments.file.display().to_string();
     let (format, plain_root, plain_size) = blocking(move || {
-        let detected = Layout::detect(&read)?.format();
-        if told == Some(Format::ElfX8664) && detected != Format::ElfX8664 {
-            return Err(Refusal::new(Code::UnsupportedProgram, format!("{what} is not an ELF program of the supported kinds")));
-        }
+        let layout = told.map_or_else(|| Layout::detect(&read), |format| Layout::of(format, &read))?;
         let (root, size) = plain_root(read).map_err(|e| Refusal::io(what, e))?;
-        Ok((told.unwrap_or(detected), root, size))
+        Ok((layout.format(), root, size))
     })
     .await?;
     let key_modes = if arguments.key_mode.is_empty() { KeyMode::ALL.to_vec() } else { arguments.key_mode.clone() };
