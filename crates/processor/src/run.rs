@@ -123,7 +123,13 @@ fn check_namespaces(peer: Peer, us: &Processor) -> Result<()> {
     }
     for namespace in ["user", "mnt"] {
         let of = |process: &str| std::fs::metadata(format!("/proc/{process}/ns/{namespace}")).map(|m| (m.dev(), m.ino()));
-        let theirs = of(&peer.pid.as_raw_nonzero().to_string()).map_err(|e| Refusal::io("the client's namespaces", e))?;
+        let theirs = of(&peer.pid.as_raw_nonzero().to_string()).map_err(|e| match e.kind() {
+            // The kernel lets only those look who may trace.
+            io::ErrorKind::PermissionDenied => {
+                Refusal::new(Code::TraceRefused, "the processor may not look at processes of this user: it lacks CAP_SYS_PTRACE").because(e)
+            }
+            _ => Refusal::io("the client's namespaces", e),
+        })?;
         let ours = of("self").map_err(|e| Refusal::io("the processor's namespaces", e))?;
         if theirs != ours {
             return Err(Refusal::new(Code::ForeignNamespace, format!("the client is in another {namespace} namespace than the processor")));

@@ -3,4 +3,6 @@
 mod client;
 mod daemon;
 mod deliveries;
+mod enrolling;
+mod packages;
 mod world;

@@ -1,0 +1,53 @@
+//! The client's side of a start, and how tests call it.
+
+use crate::client::{Client, bytes};
+use chipbound_wire::control::{Request, Response};
+use rustix::process::{PTracer, set_ptracer};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::time::Duration;
+
+/// The client: `SOCKET PACKAGE EXECUTED LINGER ARGUMENTS…`. Asks the processor to run PACKAGE, lingers for so many seconds and
+/// becomes EXECUTED.
+pub(crate) fn client(arguments: &[String]) -> ExitCode {
+    let [socket, package, executed, linger, arguments @ ..] = arguments else { return ExitCode::from(2) };
+    let mut client = Client::connect(Path::new(socket));
+    let daemon = rustix::net::sockopt::socket_peercred(&client.stream).expect("the daemon").pid;
+    let _ = set_ptracer(PTracer::ProcessID(daemon)); // Only kernels with Yama know it.
+    let file = File::open(package).ok();
+    let descriptors: Vec<_> = file.iter().map(AsFd::as_fd).collect();
+    client.ask(&Request::Run { path: bytes(package.as_bytes()) }, &descriptors);
+    match client.answer() {
+        Ok(Response::Ready) => {
+            std::thread::sleep(Duration::from_secs(linger.parse().expect("seconds")));
+            let error = Command::new(executed).args(arguments).exec();
+            eprintln!("{executed}: {error}");
+        }
+        Ok(other) => eprintln!("{other:?}"),
+        Err(refusal) => eprintln!("{refusal}"),
+    }
+    ExitCode::from(126)
+}
+
+/// A client process that will start `package` through `socket`.
+pub(crate) fn starter(socket: &Path, package: &Path, arguments: &[&str]) -> Command {
+    starter_of(&std::env::current_exe().expect("this binary"), socket, package, package, 0, arguments)
+}
+
+/// The same with everything that differs in attacks.
+pub(crate) fn starter_of(binary: &Path, socket: &Path, package: &Path, executed: &Path, linger: u32, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary);
+    command.arg("--client").arg(socket).arg(package).arg(executed).arg(linger.to_string()).args(arguments);
+    command
+}
+
+/// Runs a command with this input.
+pub(crate) fn output(command: &mut Command, input: &[u8]) -> Output {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawned");
+    let _ = child.stdin.take().expect("piped").write_all(input); // A program that ended early reads nothing.
+    child.wait_with_output().expect("ended")
+}
