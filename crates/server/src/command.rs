@@ -7,7 +7,7 @@ use crate::run::run;
 use crate::storage::Accounts;
 use crate::storage::sqlite::SqliteRepository;
 use chipbound_host::files::read_private;
-use chipbound_host::now;
+use chipbound_host::{now, process};
 use chipbound_wire::api::AccountRole;
 use chipbound_wire::enrolment::Voucher;
 use chipbound_wire::{Amount, Code, Refusal, Result};
@@ -101,6 +101,7 @@ fn parse<T: std::str::FromStr<Err = Refusal>>(text: &str) -> std::result::Result
 
 /// Does what the command says; results go to standard output, the log to standard error.
 pub fn execute(command: Command) -> Result<()> {
+    process::no_core_dumps()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Refusal::io("the asynchronous runtime does not start", e))?;
     runtime.block_on(async {

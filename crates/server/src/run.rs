@@ -9,7 +9,7 @@ use crate::standing::{Standing, load_trust};
 use crate::storage::sqlite::SqliteRepository;
 use crate::{api, blobs::Blobs};
 use chipbound_host::files::{read, read_private};
-use chipbound_host::{Kek, now, process};
+use chipbound_host::{Kek, now};
 use chipbound_session::tls::SharedTrust;
 use chipbound_transport::tls::ALPN_HTTP1;
 use chipbound_transport::{ServeLimits, serve, server_config};
@@ -37,7 +37,6 @@ const MAX_PEM: usize = 256 * 1024;
 /// Runs the server of this configuration until SIGTERM or SIGINT. Prints `ready https://ADDRESS`, and ` line ADDRESS` where there
 /// is one, once it serves.
 pub async fn run(config: Config) -> Result<()> {
-    process::no_core_dumps()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| Refusal::io("cannot wait for SIGTERM", e))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Refusal::io("cannot wait for SIGINT", e))?;

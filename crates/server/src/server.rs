@@ -93,6 +93,12 @@ impl<R: Repository> Server<R> {
         self.repository.expire(self.now()).await
     }
 
+    /// How many more deliveries could begin now.
+    #[must_use]
+    pub fn free_places(&self) -> usize {
+        self.places.available_permits()
+    }
+
     /// Removes what a killed server left half-written; before anything else runs.
     pub async fn tidy(&self) -> Result<usize> {
         let in_use = self.repository.blobs_in_use().await?.into_iter().collect();

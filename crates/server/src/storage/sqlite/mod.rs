@@ -9,6 +9,7 @@ mod releases;
 mod tests;
 
 use super::Repository;
+use chipbound_host::files::{PRIVATE, write_new};
 use chipbound_wire::{Amount, Code, Refusal, Result};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
@@ -36,9 +37,12 @@ impl SqliteRepository {
     /// Opens the database at `path`, makes it if it is not there, and brings it to this version's form. A database that a newer
     /// version wrote is refused with [`Code::Database`] and left as it is.
     pub async fn open(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            // SQLite gives its other files the mode of this one.
+            write_new(path, b"", PRIVATE)?;
+        }
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)

@@ -1,0 +1,14 @@
+//! The server over real sockets on loopback: its client, its vendors and its processors, honest and hostile.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod accounts;
+mod daemon;
+mod deliveries;
+mod memory;
+mod orders;
+mod permissions;
+mod processor;
+mod publishing;
+mod settlement;
+mod world;
