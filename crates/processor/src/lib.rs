@@ -1,9 +1,10 @@
 //! The tamper-resistant processor and its downloading program (source \[32\], 901), as a daemon: the shell around `trusted-core`,
 //! `session` and `loader`.
 //!
-//! It serves one unix socket ([`daemon`], [`conversation`]). [`receive`](mod@receive) tells one delivery, Fig. 5 of the source, from top to bottom;
-//! [`run`] makes a client the program of a package; [`open`] opens data. What it keeps is in [`vault`]. It decides nothing
-//! that `trusted-core` decides, and gives no key and no plaintext to anybody but the process or file that a package allows.
+//! It serves one unix socket ([`daemon`], [`conversation`]). [`receive`](mod@receive) tells one delivery, Fig. 5 of the source,
+//! from top to bottom; [`run`] makes a client the program of a package; [`open`] opens data. What it keeps is in [`vault`]. It
+//! decides nothing that `trusted-core` decides, and gives no key and no plaintext to anybody but the process or file that a
+//! package allows.
 
 pub mod admission;
 pub mod cache;

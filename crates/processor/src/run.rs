@@ -40,7 +40,8 @@ pub fn run(connection: &mut Connection, path: &[u8], descriptor: Option<OwnedFd>
         return Err(refusal);
     }
     let started = stopped.complete(&program.image).map_err(refusal_of)?;
-    tracing::info!(program = %program.program, pid = started.pid.as_raw_nonzero(), stopped_us = started.stopped.as_micros() as u64, "started");
+    let stopped = started.stopped.as_micros();
+    tracing::info!(program = %program.program, pid = started.pid.as_raw_nonzero(), stopped_microseconds = stopped, "started");
     Ok(())
 }
 

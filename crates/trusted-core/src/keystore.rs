@@ -160,8 +160,8 @@ impl fmt::Debug for SoftwareKeyStore {
 }
 
 impl SoftwareKeyStore {
-    /// CBOR: [identity in PKCS#8, [generation, …]], a generation being the pairs as `SealingKeyPair::serialize` writes them. Written by hand so that no copy of a
-    /// secret is left behind in memory.
+    /// CBOR: \[identity in PKCS#8, \[generation, …\]\], a generation being the pairs as `SealingKeyPair::serialize` writes them.
+    /// Written by hand so that no copy of a secret is left behind in memory.
     fn encode(&self) -> Zeroizing<Vec<u8>> {
         let mut plain = Zeroizing::new(Vec::with_capacity(16 * 1024));
         let mut e = minicbor::Encoder::new(&mut *plain);
@@ -198,5 +198,58 @@ impl SoftwareKeyStore {
             generations.push(Generation { keys });
         }
         Self::of(pkcs8, generations)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chipbound_sealing::{open_possession, seal_possession};
+    use chipbound_wire::SystemRandom;
+    use chipbound_wire::signature::verify;
+
+    fn store() -> SoftwareKeyStore {
+        SoftwareKeyStore::generate(generate_identity(), &mut SystemRandom).expect("a store")
+    }
+
+    #[test]
+    fn a_store_opened_again_signs_and_opens_as_before() {
+        let store = store();
+        let sealed = store.to_sealed(&[7; 32], &mut SystemRandom);
+        let again = SoftwareKeyStore::from_sealed(&[7; 32], &sealed).expect("opens");
+        assert_eq!((again.key_id(), again.sealing_keys()), (store.key_id(), store.sealing_keys()));
+        verify(store.spki(), b"message", &again.sign(b"message").expect("signed")).expect("verifies");
+        for key in store.sealing_keys() {
+            let wrap = seal_possession(&key, &[1; 16], &[2; 32], &mut SystemRandom).expect("sealed");
+            assert_eq!(open_possession(again.generations()[0], &[1; 16], &wrap).expect("opens"), [2; 32]);
+        }
+    }
+
+    #[test]
+    fn a_store_opens_under_its_own_key_only_and_shows_no_secret() {
+        let store = store();
+        let sealed = store.to_sealed(&[7; 32], &mut SystemRandom);
+        assert_eq!(SoftwareKeyStore::from_sealed(&[8; 32], &sealed).expect_err("another key").code, Code::Unsealable);
+        for at in (0..sealed.len()).step_by(11) {
+            let mut changed = sealed.clone();
+            changed[at] ^= 1;
+            assert_eq!(SoftwareKeyStore::from_sealed(&[7; 32], &changed).expect_err("changed").code, Code::Unsealable, "{at}");
+        }
+        assert_eq!(format!("{store:?}"), format!("SoftwareKeyStore({}, 1 generations)", store.key_id()));
+    }
+
+    #[test]
+    fn a_rotation_certifies_new_keys_and_keeps_the_old_ones_that_are_needed() {
+        let mut store = store();
+        let first = store.sealing_keys();
+        let needed = Digest::of(&first[0].public);
+        for _ in 0..5 {
+            store.rotate(|key| *key == needed, &mut SystemRandom);
+        }
+        assert_eq!(store.generations().len(), 3, "the newest, the one before, and the one that a package needs");
+        assert_ne!(store.sealing_keys(), first);
+        assert!(store.generation_of(&first).is_some());
+        store.rotate(|_| false, &mut SystemRandom);
+        assert!(store.generation_of(&first).is_none() && store.generation_of(&[]).is_none());
     }
 }

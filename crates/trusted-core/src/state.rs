@@ -1,10 +1,10 @@
 //! What the processor remembers, as a value: the seals that it compared (step 1008), the tokens that released them (step 1010), and
 //! the smallest sequence number that each program's vendor still allows.
 //!
-//! On disk it is a chain of sealed frames, each four bytes of length (big endian) and one blob of `sealing::at_rest` whose context names the
-//! digest of the frame before it: a frame cannot be changed, moved, left out in the middle or taken from another chain. A frame
-//! that a crash cut short at the end is dropped. Leaving out whole frames at the end cannot be noticed without a counter in
-//! hardware; what it costs the owner is that those packages are refused as never received.
+//! On disk it is a chain of sealed frames, each four bytes of length (big endian) and one blob of `sealing::at_rest` whose context
+//! names the digest of the frame before it: a frame cannot be changed, moved, left out in the middle or taken from another
+//! chain. A frame that a crash cut short at the end is dropped. Leaving out whole frames at the end cannot be noticed without a
+//! counter in hardware: packages of those frames are then refused as never received, and minimums that they raised are low again.
 
 use chipbound_sealing::at_rest;
 use chipbound_wire::bounded::{decode, encode};

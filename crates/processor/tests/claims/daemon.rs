@@ -1,11 +1,12 @@
 //! The daemon as a process: deliveries over its socket, and what hostile clients send it.
 
 use crate::client::{Daemon, bytes, code, frame, read_all, receive, until};
-use crate::world::{Delivered, Lies, Shipment, World, certify, install, now, sample, serve};
+use crate::world::{Delivered, Lies, Sent, Shipment, World, certify, install, now, sample, serve};
 use chipbound_processor::processor::Processor;
 use chipbound_wire::api::LINE_MAGIC;
 use chipbound_wire::bounded::Text;
 use chipbound_wire::control::{Line, MAX_CONTROL, Request, Response};
+use chipbound_wire::documents::Confirmation;
 use chipbound_wire::random::fresh;
 use chipbound_wire::{Code, Digest, Result, SystemRandom};
 use std::fs::{self, File, Permissions};
@@ -101,6 +102,71 @@ fn on_a_line_of_its_own_the_processor_dials_and_shows_the_ticket() {
         assert!(last > 0, "progress was told");
         server.join().expect("ends").expect("delivered");
     });
+}
+
+#[test]
+fn a_refusal_reaches_both_ends_also_on_a_line_of_its_own() {
+    let world = World::new();
+    let daemon = Daemon::of(&world);
+    let shipment = world.ship(&sample(30_000_000), |_| {});
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = Text::new(listener.local_addr().expect("an address").to_string()).expect("short");
+    let mut client = daemon.client();
+    client.ask(&receive(&shipment.confirmation, Line::Own { address, ticket: Digest([1; 32]) }), &[]);
+    let (mut line, _) = listener.accept().expect("it dials");
+    line.read_exact(&mut [0; 36]).expect("a greeting");
+    let flip = |mut chunks: Vec<Sent>| {
+        chunks[0].bytes[9] ^= 1;
+        chunks
+    };
+    assert_eq!(code(serve(line, &world, &shipment, &Lies { chunks: flip, ..Lies::default() })), Code::PageAltered);
+    assert_eq!(code(client.answer()), Code::PageAltered);
+    assert!(world.spool().is_empty());
+}
+
+#[test]
+fn nobody_makes_the_processor_dial_without_a_confirmation_of_its_own() {
+    let world = World::new();
+    let daemon = Daemon::of(&world);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.set_nonblocking(true).expect("non-blocking");
+    let address = Text::new(listener.local_addr().expect("an address").to_string()).expect("short");
+    let foreign = World::new();
+    for (confirmation, refused) in [
+        (foreign.ship(b"x", |_| {}).confirmation, Code::CertificateForeign),
+        (
+            world.vendor.sign(&chipbound_wire::signed::read_claims::<Confirmation>(&world.ship(b"x", |_| {}).confirmation).expect("one")),
+            Code::CertificateRole,
+        ),
+    ] {
+        let mut client = daemon.client();
+        client.ask(&receive(&confirmation, Line::Own { address: address.clone(), ticket: Digest([1; 32]) }), &[]);
+        assert_eq!(code(client.answer()), refused);
+    }
+    assert_eq!(listener.accept().expect_err("nobody dialled").kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_full_disk_ends_a_delivery_by_name_and_leaves_nothing() {
+    let world = World::new();
+    let spool = &world.us.config.spool;
+    let mount =
+        |arguments: &[&str]| std::process::Command::new("mount").args(arguments).arg(spool).output().is_ok_and(|o| o.status.success());
+    if !mount(&["-t", "tmpfs", "-o", "size=1m,mode=0700", "none"]) {
+        println!("not run here: only root may mount a small disk");
+        return;
+    }
+    let outcome = std::panic::catch_unwind(|| {
+        let daemon = Daemon::of(&world);
+        let (_, answer, server) = deliver(&daemon, &world, &world.ship(&sample(3_000_000), |_| {}));
+        assert_eq!((code(answer), code(server)), (Code::DiskFull, Code::DiskFull));
+        assert!(world.spool().is_empty());
+        let (_client, answer, _) = deliver(&daemon, &world, &world.ship(&sample(500_000), |_| {}));
+        answer.expect("there is room again");
+    });
+    let unmounted = std::process::Command::new("umount").arg(spool).status().expect("umount");
+    assert!(unmounted.success());
+    outcome.expect("the test");
 }
 
 #[test]

@@ -31,6 +31,7 @@ tests! {
     own_user::loader_variables_are_gone_or_stay_as_the_vendor_wants,
     own_user::a_version_that_its_vendor_withdrew_is_refused_although_it_was_opened_before,
     own_user::data_is_not_run_and_programs_are_not_opened_to_files,
+    own_user::a_client_in_another_mount_or_user_namespace_is_refused,
     own_user::a_client_that_does_not_exec_in_time_is_let_go,
     user_of_its_own::a_processor_with_its_own_user_serves_others_and_keeps_from_them_what_they_run,
     user_of_its_own::without_cap_sys_ptrace_another_users_start_is_refused_by_name,

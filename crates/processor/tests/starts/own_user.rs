@@ -178,6 +178,24 @@ pub(crate) fn data_is_not_run_and_programs_are_not_opened_to_files() {
     assert!(message(&started).contains("unsupported_program"), "{}", message(&started));
 }
 
+pub(crate) fn a_client_in_another_mount_or_user_namespace_is_refused() {
+    let world = World::new();
+    let package = package(&world, "/bin/echo", |_| {});
+    let daemon = Daemon::of(&world);
+    let own = std::env::current_exe().expect("this binary");
+    for namespace in ["--mount", "--user"] {
+        let able = Command::new("unshare").args([namespace, "/bin/true"]).output().is_ok_and(|o| o.status.success());
+        if !able {
+            println!("unshare {namespace}: not run here, this user may not make one");
+            continue;
+        }
+        let starter = starter_of(&own, &daemon.socket, &package, &package, 0, &["x"]);
+        let started = output(Command::new("unshare").arg(namespace).arg(starter.get_program()).args(starter.get_args()), b"");
+        assert_eq!((started.status.code(), &started.stdout[..]), (Some(126), &b""[..]), "{started:?}");
+        assert!(message(&started).contains("foreign_namespace"), "{}", message(&started));
+    }
+}
+
 pub(crate) fn a_client_that_does_not_exec_in_time_is_let_go() {
     let world = World::new();
     let package = package(&world, "/bin/echo", |_| {});
