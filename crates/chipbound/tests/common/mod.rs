@@ -1,0 +1,168 @@
+//! The whole system for one test: real daemons as child processes of the built command, a vendor `acme`, a customer `ada` with
+//! money, and a folder in which she works. Everything ends with the value.
+
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+
+use chipbound::api::Api;
+use chipbound::demo::world::World as Daemons;
+use chipbound::home::Home;
+use chipbound_wire::Code;
+use serde_json::Value;
+use std::borrow::BorrowMut;
+use std::ffi::OsStr;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// The built command.
+pub(crate) const CHIPBOUND: &str = env!("CARGO_BIN_EXE_chipbound");
+/// ada's password.
+pub(crate) const PASSWORD: &str = "correct horse battery staple";
+/// What ada has at first.
+pub(crate) const DEPOSIT: &str = "100.00 EUR";
+
+/// The system.
+pub(crate) struct World {
+    /// The daemons; dropped before their folder.
+    pub(crate) daemons: Daemons,
+    /// Runs what is asynchronous.
+    pub(crate) runtime: Runtime,
+    /// Everything is in here.
+    pub(crate) folder: TempDir,
+}
+
+impl World {
+    /// One authority, one server with these lines in its `[policy]`, so many processors.
+    pub(crate) fn start(policy: &str, processors: usize) -> Self {
+        let folder = tempfile::Builder::new().prefix("chipbound-test-").tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let daemons = runtime.block_on(async {
+            let daemons = Daemons::start(Path::new(CHIPBOUND), folder.path(), processors, policy).await.unwrap();
+            daemons.account("ada", "customer", PASSWORD, Some(DEPOSIT)).await.unwrap();
+            daemons.account("acme", "vendor", PASSWORD, None).await.unwrap();
+            daemons.log_in("ada", PASSWORD).await.unwrap();
+            daemons.log_in("acme", PASSWORD).await.unwrap();
+            let voucher = daemons.voucher("vendor").await.unwrap();
+            let arguments = ["vendor", "init", "--authority", &daemons.authority_url, "--voucher", &voucher, "--home"];
+            daemons.chipbound(&arguments, &[&daemons.path("home-acme")]).await.unwrap();
+            daemons
+        });
+        std::fs::create_dir(folder.path().join("work")).unwrap();
+        Self { daemons, runtime, folder }
+    }
+
+    /// A path in the folder in which ada works.
+    pub(crate) fn work(&self, name: &str) -> PathBuf {
+        self.folder.path().join("work").join(name)
+    }
+
+    /// `user`'s home.
+    pub(crate) fn home(&self, user: &str) -> Home {
+        Home::locate(Some(&self.folder.path().join(format!("home-{user}")))).unwrap()
+    }
+
+    /// The API in ada's name.
+    pub(crate) fn api(&self) -> Api {
+        Api::with(&self.home("ada").session().unwrap()).unwrap()
+    }
+
+    /// The command as `user` on the first processor, in ada's working folder, with nothing on stdin.
+    pub(crate) fn as_user(&self, user: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(CHIPBOUND);
+        command.args(arguments).current_dir(self.work("")).stdin(Stdio::null());
+        command.env("CHIPBOUND_HOME", self.home(user).path()).env("CHIPBOUND_PROCESSOR", &self.daemons.sockets[0]);
+        command
+    }
+
+    /// The command as ada.
+    pub(crate) fn ada(&self, arguments: &[&str]) -> Command {
+        self.as_user("ada", arguments)
+    }
+
+    /// acme publishes a file for 10 EUR.
+    pub(crate) fn publish(&self, file: &Path, name: &str, version: &str, more: &[&str]) {
+        let mut command = self.as_user("acme", &["publish", "--name", name, "--version", version, "--price", "10 EUR"]);
+        good(command.args(["--class", "software"]).args(more).arg(file));
+    }
+
+    /// ada buys a program into her working folder.
+    pub(crate) fn buy(&self, name: &str, more: &[&str]) -> PathBuf {
+        good(self.ada(&["buy", name]).args(more));
+        self.work(name)
+    }
+
+    /// What ada can spend and what is held, as text.
+    pub(crate) fn balance(&self) -> (String, String) {
+        let account = json_lines(&good(self.ada(&["--json", "balance"]))).remove(0);
+        let text = |name: &str| {
+            let amount = &account["balances"][0][name];
+            format!(
+                "{}.{:02} {}",
+                amount["minor"].as_u64().unwrap() / 100,
+                amount["minor"].as_u64().unwrap() % 100,
+                amount["currency"].as_str().unwrap()
+            )
+        };
+        (text("available"), text("held"))
+    }
+
+    /// All orders that the server keeps a receipt for.
+    pub(crate) fn receipts(&self) -> usize {
+        self.runtime.block_on(async { self.api().receipts().await.unwrap().receipts.len() })
+    }
+
+    /// The names in ada's working folder.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = std::fs::read_dir(self.work("")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// Runs a command that must succeed.
+#[track_caller]
+pub(crate) fn good(mut command: impl BorrowMut<Command>) -> Output {
+    let command = command.borrow_mut();
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {:?}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// Runs a command that must be refused with that code, in words and in its exit code; returns what it said.
+#[track_caller]
+pub(crate) fn refused(mut command: impl BorrowMut<Command>, code: Code) -> String {
+    let command = command.borrow_mut();
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains(&format!("error[{code}]: ")), "{command:?}: {:?}\n{said}", output.status);
+    assert!(said.contains(&format!("what to do: {}", code.advice())), "{said}");
+    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    let started = command.get_args().next() == Some(OsStr::new("run"));
+    let expected = if started { 126 } else { i32::from(code.fault().exit_code()) };
+    assert_eq!(output.status.code(), Some(expected), "{said}");
+    said
+}
+
+/// The lines of stdout as JSON.
+pub(crate) fn json_lines(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+}
+
+/// A file of so many bytes that repeat nothing.
+pub(crate) fn noise(path: &Path, size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    blake3::Hasher::new().update(path.as_os_str().as_encoded_bytes()).finalize_xof().fill(&mut bytes);
+    std::fs::File::create(path).unwrap().write_all(&bytes).unwrap();
+    bytes
+}
+
+/// A copy with one bit flipped.
+pub(crate) fn flipped(file: &Path, copy: &Path, at: usize) {
+    let mut bytes = std::fs::read(file).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(copy, bytes).unwrap();
+    std::fs::set_permissions(copy, std::fs::metadata(file).unwrap().permissions()).unwrap();
+}
