@@ -29,6 +29,9 @@ pub struct Cache {
     opened: Condvar,
 }
 
+/// Programs that are opened at once; their memory is not in the cache yet. Others wait.
+const OPENINGS: usize = 4;
+
 #[derive(Debug, Default)]
 struct Inner {
     places: HashMap<[u64; 7], Place>,
@@ -59,12 +62,14 @@ impl Cache {
         loop {
             inner.clock += 1;
             let now = inner.clock;
+            let full = inner.openings() >= OPENINGS;
             match inner.places.get_mut(&key) {
                 Some(Place::Open { program, used }) => {
                     *used = now;
                     return Ok(Arc::clone(program));
                 }
                 Some(Place::Opening) => inner = self.opened.wait(inner).unwrap_or_else(PoisonError::into_inner),
+                None if full => inner = self.opened.wait(inner).unwrap_or_else(PoisonError::into_inner),
                 None => break,
             }
         }
@@ -104,6 +109,10 @@ impl Drop for Reserved<'_> {
 }
 
 impl Inner {
+    fn openings(&self) -> usize {
+        self.places.values().filter(|place| matches!(place, Place::Opening)).count()
+    }
+
     fn shrink(&mut self, entries: usize, bytes: u64) {
         loop {
             let open = self.places.iter().filter_map(|(key, place)| match place {

@@ -75,19 +75,20 @@ pub fn keep_current(us: &Arc<Processor>) {
     let Renewal { look_every_seconds, revocations_every_seconds, .. } = us.config.renewal;
     let mut lists_due = Instant::now();
     loop {
-        std::thread::sleep(Duration::from_secs(look_every_seconds));
-        let Ok(current) = us.vault.enrolment() else { continue };
-        if is_due(&current, us.now())
-            && let Err(refusal) = renew(us, &current)
-        {
-            tracing::warn!(reason = %refusal, "the certificate could not be renewed");
-        }
-        if Instant::now() >= lists_due {
-            lists_due = Instant::now() + Duration::from_secs(revocations_every_seconds);
-            if let Err(refusal) = read_revocations(us, &current) {
-                tracing::warn!(reason = %refusal, "the revocation list could not be read");
+        if let Ok(current) = us.vault.enrolment() {
+            if is_due(&current, us.now())
+                && let Err(refusal) = renew(us, &current)
+            {
+                tracing::warn!(reason = %refusal, "the certificate could not be renewed");
+            }
+            if Instant::now() >= lists_due {
+                lists_due = Instant::now() + Duration::from_secs(revocations_every_seconds);
+                if let Err(refusal) = read_revocations(us, &current) {
+                    tracing::warn!(reason = %refusal, "the revocation list could not be read");
+                }
             }
         }
+        std::thread::sleep(Duration::from_secs(look_every_seconds));
     }
 }
 

@@ -14,10 +14,11 @@ use chipbound_session::processor::{Acknowledged, Capabilities, Receiving, begin}
 use chipbound_session::{Context, Delivery};
 use chipbound_trusted_core::{Delivery as Gated, KeyStore, Memory, Record, Release, Step, release};
 use chipbound_wire::bounded::Bytes;
+use chipbound_wire::certificate::Certified;
 use chipbound_wire::documents::PackageDocuments;
 use chipbound_wire::messages::Kind;
 use chipbound_wire::suite::{Aead, Format, Kem, KeyMode, Suite};
-use chipbound_wire::{Code, Digest, Refusal, Result, SystemRandom};
+use chipbound_wire::{Code, Digest, Refusal, Result, SystemRandom, Time};
 use std::fs::File;
 use std::io::{Read, Write};
 
@@ -100,7 +101,7 @@ fn converse<S: Read + Write>(
     // 1008: what was compared is remembered before it is acknowledged: only recorded seals are ever opened.
     let delivery = compared.delivery();
     let certified = enrolment.certified.sealing().and_then(|s| s.get(delivery.terms.suite.kem)).unwrap_or_default();
-    let record = Record::of(&delivery.terms, compared.seal(), certified, us.now());
+    let record = Record::of(&delivery.terms, compared.seal(), certified, common_time(delivery, us.now()));
     us.vault.remember(Step::compared(record, &delivery.manifest))?;
     let (acknowledged, message) = compared.acknowledge(&context())?;
     path.send(Kind::Acknowledgement, &message)?;
@@ -119,6 +120,9 @@ impl Held {
         // 1010: the token is the server's, about this delivery, and opens release secret and main wrap.
         let record = us.vault.record(&seal.digest())?;
         let gated = Gated { record: &record, terms: &delivery.terms, wrap: &delivery.wrap, plain_digest: &seal.plain_digest };
+        if record.release.as_ref().is_some_and(|r| r.token != Digest::of(token)) {
+            return Err(Refusal::new(Code::TokenMismatch, "the delivery was released with another token already"));
+        }
         let released = release(token, gated, &*keys, &enrolment.trust.get(), now)?;
 
         // 1011: the documents join the ciphertext, the manifest sealed with the content key.
@@ -149,6 +153,12 @@ fn capabilities(us: &Processor, enrolment: &Enrolment) -> Capabilities {
         max_plain_size: us.config.limits.program_bytes,
         class: us.vault.keys().class(),
     }
+}
+
+/// A time at which all certificates of the delivery were valid: one that ran out since the terms came shall not shut the package.
+fn common_time(delivery: &Delivery, now: Time) -> Time {
+    let until = |certified: &Certified| certified.validity().1;
+    now.min(until(delivery.terms.signer())).min(until(delivery.manifest.signer()))
 }
 
 /// The layout is of the plaintext that the manifest names.

@@ -239,6 +239,9 @@ fn a_token_of_another_order_terms_processor_or_signer_opens_nothing() {
 
     let token = world.token(&shipment, &delivered, |_| {});
     held.release(&token, &world.us).expect("the right token opens after all wrong ones");
+    held.release(&token, &world.us).expect("and again");
+    let second = world.token(&shipment, &delivered, |_| {});
+    refused_token(&mut held, &world, &second, Code::TokenMismatch, "a second token of the same delivery");
 }
 
 /// A26: everything that lies on the disk before the token, put together by somebody who may even sign a token of his own but

@@ -34,6 +34,7 @@ tests! {
     own_user::a_client_in_another_mount_or_user_namespace_is_refused,
     own_user::a_client_that_does_not_exec_in_time_is_let_go,
     user_of_its_own::a_processor_with_its_own_user_serves_others_and_keeps_from_them_what_they_run,
+    user_of_its_own::a_duplicate_of_the_clients_socket_gets_no_page_and_no_descriptor,
     user_of_its_own::without_cap_sys_ptrace_another_users_start_is_refused_by_name,
 }
 
@@ -41,6 +42,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|a| a == "--client") {
         return starting::client(&arguments[1..]);
+    }
+    if arguments.first().is_some_and(|a| a == "--spy") {
+        return starting::spy();
     }
     let filter = arguments.iter().find(|a| !a.starts_with('-')).cloned().unwrap_or_default();
     let exact = arguments.iter().any(|a| a == "--exact");

@@ -128,7 +128,7 @@ pub(crate) fn another_file_in_place_of_the_verified_one_ends_with_126() {
     let daemon = Daemon::of(&world);
     let own = std::env::current_exe().expect("this binary");
     for executed in [&other, Path::new("/bin/echo")] {
-        let started = output(&mut starter_of(&own, &daemon.socket, &good, executed, 0, &["x"]), b"");
+        let started = output(&mut starter_of(&own, &daemon.socket, &good, executed, "0", &["x"]), b"");
         assert_eq!((started.status.code(), &started.stdout[..]), (Some(126), &b""[..]), "{started:?}");
         assert!(message(&started).contains("process_mismatch"), "{}", message(&started));
     }
@@ -189,7 +189,7 @@ pub(crate) fn a_client_in_another_mount_or_user_namespace_is_refused() {
             println!("unshare {namespace}: not run here, this user may not make one");
             continue;
         }
-        let starter = starter_of(&own, &daemon.socket, &package, &package, 0, &["x"]);
+        let starter = starter_of(&own, &daemon.socket, &package, &package, "0", &["x"]);
         let started = output(Command::new("unshare").arg(namespace).arg(starter.get_program()).args(starter.get_args()), b"");
         assert_eq!((started.status.code(), &started.stdout[..]), (Some(126), &b""[..]), "{started:?}");
         assert!(message(&started).contains("foreign_namespace"), "{}", message(&started));
@@ -205,7 +205,7 @@ pub(crate) fn a_client_that_does_not_exec_in_time_is_let_go() {
     let daemon = Daemon::of(&world);
     let own = std::env::current_exe().expect("this binary");
     // Let go, it runs on, and executes the package too late: without the processor that ends at its first instruction.
-    let late = output(&mut starter_of(&own, &daemon.socket, &package, &package, 3, &["x"]), b"");
+    let late = output(&mut starter_of(&own, &daemon.socket, &package, &package, "3", &["x"]), b"");
     assert_eq!((late.status.signal(), &late.stdout[..]), (Some(11), &b""[..]), "{late:?}");
     assert!(daemon.log().contains("timed_out"));
     assert!(output(&mut starter(&daemon.socket, &package, &["x"]), b"").status.success(), "others are served");

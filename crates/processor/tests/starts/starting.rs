@@ -5,14 +5,30 @@ use chipbound_wire::control::{Request, Response};
 use rustix::process::{PTracer, set_ptracer};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitCode, Output, Stdio};
+use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::Duration;
 
-/// The client: `SOCKET PACKAGE EXECUTED LINGER ARGUMENTS…`. Asks the processor to run PACKAGE, lingers for so many seconds and
-/// becomes EXECUTED.
+/// A process that holds a duplicate of the client's connection and takes whatever comes on it (A25).
+fn spy_on(client: &Client) -> Child {
+    let duplicate = client.stream.try_clone().expect("a duplicate");
+    let own = std::env::current_exe().expect("this binary");
+    Command::new(own).arg("--spy").stdin(OwnedFd::from(duplicate)).stdout(Stdio::null()).spawn().expect("a spy")
+}
+
+/// The spy: says what it got when the connection ends.
+pub(crate) fn spy() -> ExitCode {
+    let connection = std::io::stdin().as_fd().try_clone_to_owned().expect("the connection");
+    let mut client = Client::of(connection.into());
+    let answers = std::iter::from_fn(|| client.next()).count();
+    eprintln!("spied {answers} answers, {} descriptors", client.descriptors.len());
+    ExitCode::SUCCESS
+}
+
+/// The client: `SOCKET PACKAGE EXECUTED LINGER ARGUMENTS…`. Asks the processor to run PACKAGE, lingers for so many seconds (or
+/// leaves a spy behind) and becomes EXECUTED.
 pub(crate) fn client(arguments: &[String]) -> ExitCode {
     let [socket, package, executed, linger, arguments @ ..] = arguments else { return ExitCode::from(2) };
     let mut client = Client::connect(Path::new(socket));
@@ -23,7 +39,10 @@ pub(crate) fn client(arguments: &[String]) -> ExitCode {
     client.ask(&Request::Run { path: bytes(package.as_bytes()) }, &descriptors);
     match client.answer() {
         Ok(Response::Ready) => {
-            std::thread::sleep(Duration::from_secs(linger.parse().expect("seconds")));
+            match linger.as_str() {
+                "spy" => drop(spy_on(&client)),
+                seconds => std::thread::sleep(Duration::from_secs(seconds.parse().expect("seconds"))),
+            }
             let error = Command::new(executed).args(arguments).exec();
             eprintln!("{executed}: {error}");
         }
@@ -35,13 +54,13 @@ pub(crate) fn client(arguments: &[String]) -> ExitCode {
 
 /// A client process that will start `package` through `socket`.
 pub(crate) fn starter(socket: &Path, package: &Path, arguments: &[&str]) -> Command {
-    starter_of(&std::env::current_exe().expect("this binary"), socket, package, package, 0, arguments)
+    starter_of(&std::env::current_exe().expect("this binary"), socket, package, package, "0", arguments)
 }
 
 /// The same with everything that differs in attacks.
-pub(crate) fn starter_of(binary: &Path, socket: &Path, package: &Path, executed: &Path, linger: u32, arguments: &[&str]) -> Command {
+pub(crate) fn starter_of(binary: &Path, socket: &Path, package: &Path, executed: &Path, linger: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(binary);
-    command.arg("--client").arg(socket).arg(package).arg(executed).arg(linger.to_string()).args(arguments);
+    command.arg("--client").arg(socket).arg(package).arg(executed).arg(linger).args(arguments);
     command
 }
 

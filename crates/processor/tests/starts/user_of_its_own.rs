@@ -70,7 +70,7 @@ fn as_customer(command: &mut Command) -> &mut Command {
 pub(crate) fn a_processor_with_its_own_user_serves_others_and_keeps_from_them_what_they_run() {
     let Some((world, package, client)) = set_up("a_processor_with_its_own_user") else { return };
     let daemon = daemon(&world, "-all,+sys_ptrace");
-    let start = |arguments: &[&str]| starter_of(&client, &daemon.socket, &package, &package, 0, arguments);
+    let start = |arguments: &[&str]| starter_of(&client, &daemon.socket, &package, &package, "0", arguments);
     let started = output(as_customer(&mut start(&["-c", "id -u; cat; exit 7"])), b"given");
     assert_eq!((started.status.code(), &*String::from_utf8_lossy(&started.stdout)), (Some(7), "54322\ngiven"), "{started:?}");
 
@@ -111,10 +111,21 @@ fn enrolment_is_forbidden_to(daemon: &Daemon) {
     assert_eq!(refused.join().expect("asked"), Code::Forbidden);
 }
 
+/// A25: the pages never travel on a connection that the client ever held.
+pub(crate) fn a_duplicate_of_the_clients_socket_gets_no_page_and_no_descriptor() {
+    let Some((world, package, client)) = set_up("a_duplicate_of_the_clients_socket") else { return };
+    let daemon = daemon(&world, "-all,+sys_ptrace");
+    let mut start = starter_of(&client, &daemon.socket, &package, &package, "spy", &["-c", "echo ran"]);
+    let started = output(as_customer(&mut start), b"");
+    assert_eq!((started.status.code(), &started.stdout[..]), (Some(0), &b"ran\n"[..]), "{started:?}");
+    let said = String::from_utf8_lossy(&started.stderr).into_owned();
+    assert!(said.contains("spied 0 answers, 0 descriptors"), "{said}");
+}
+
 pub(crate) fn without_cap_sys_ptrace_another_users_start_is_refused_by_name() {
     let Some((world, package, client)) = set_up("without_cap_sys_ptrace") else { return };
     let daemon = daemon(&world, "-all");
-    let mut start = starter_of(&client, &daemon.socket, &package, &package, 0, &["-c", "echo x"]);
+    let mut start = starter_of(&client, &daemon.socket, &package, &package, "0", &["-c", "echo x"]);
     let started = output(as_customer(&mut start), b"");
     assert_eq!((started.status.code(), &started.stdout[..]), (Some(126), &b""[..]), "{started:?}");
     let said = String::from_utf8_lossy(&started.stderr).into_owned();
