@@ -42,6 +42,7 @@ CREATE TABLE uploads (
     currency        TEXT NOT NULL CHECK (length(currency) = 3),
     expires_at      INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX uploads_of_an_account ON uploads (account);
 
 -- Common key mode: one content key and one ciphertext for a release and an AEAD; the format is the release's.
 CREATE TABLE common_packages (
@@ -75,6 +76,7 @@ CREATE TABLE orders (
     readmitted_until INTEGER NOT NULL DEFAULT 0, -- a receipt was shown: tickets for a settled order until then
     UNIQUE (account, idempotency_key)
 ) STRICT;
+CREATE INDEX orders_not_agreed_to ON orders (account) WHERE state = 'confirmed';
 CREATE INDEX orders_that_run_out ON orders (expires_at) WHERE state IN ('confirmed', 'authorised');
 
 CREATE TABLE tickets (

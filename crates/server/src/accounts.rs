@@ -2,21 +2,22 @@
 
 use crate::server::Server;
 use crate::storage::{NewAccount, Principal, Repository};
-use argon2::Argon2;
-use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
+use argon2::password_hash::{Output, PasswordHash, PasswordHasher, SaltString};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use chipbound_wire::api::{Account, AccountRole, LogIn, Session};
 use chipbound_wire::limits::MAX_NAME;
 use chipbound_wire::random::fresh;
 use chipbound_wire::{AccountId, Code, Digest, Refusal, Result, SystemRandom, Time};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-/// Password checks at once; each takes 19 MiB.
-const CHECKS: usize = 2;
+/// Log-ins that wait for their turn.
+const WAITING: usize = 64;
 /// How long a log-in waits for its turn.
 const TURN: Duration = Duration::from_secs(10);
 /// Wrong passwords that one user may give from one address within [`WINDOW`], and one address for all users.
@@ -53,35 +54,37 @@ pub fn new_account(user: &str, role: AccountRole, password: &str, created_at: Ti
     Ok(NewAccount { account, user: user.to_owned(), role, password: hash_password(password)?, created_at })
 }
 
-/// Checks passwords, few at once, and remembers who gave wrong ones.
+/// Checks passwords one after another on a thread of its own, since each takes 19 MiB, and remembers who gave wrong ones.
 pub(crate) struct Passwords {
-    turns: Arc<Semaphore>,
-    /// The hash of a password that nobody has: an unknown user costs as much as a wrong password.
-    nobody: String,
+    checks: SyncSender<Check>,
     wrong: Mutex<HashMap<Suspect, (u32, Time)>>,
 }
 
 /// An address, with a user or for all users.
 type Suspect = (IpAddr, Option<String>);
 
+/// A password to be compared with a hash, or with that of nobody where there is none.
+struct Check {
+    password: Zeroizing<String>,
+    hash: Option<String>,
+    answer: oneshot::Sender<bool>,
+}
+
 impl Passwords {
     pub(crate) fn new() -> Result<Self> {
-        let unguessable = data_encoding::BASE64.encode(&fresh::<32>(&mut SystemRandom));
-        let nobody = hash_password(&unguessable)?;
-        Ok(Self { turns: Arc::new(Semaphore::new(CHECKS)), nobody, wrong: Mutex::default() })
+        let (checks, waiting) = sync_channel::<Check>(WAITING);
+        let thread = std::thread::Builder::new().name("passwords".to_owned());
+        thread.spawn(move || check_all(&waiting)).map_err(|e| Refusal::io("starting a thread", e))?;
+        Ok(Self { checks, wrong: Mutex::default() })
     }
 
-    /// Whether `password` has the hash `hash`, or that of nobody where there is none.
+    /// Whether `password` has the hash `hash`. Without a hash it costs the same and is always wrong.
     async fn check(&self, password: Zeroizing<String>, hash: Option<String>) -> Result<bool> {
         let busy = || Refusal::new(Code::Busy, "too many log-ins at once");
-        let turn = tokio::time::timeout(TURN, self.turns.clone().acquire_owned()).await.map_err(|_| busy())?.map_err(|_| busy())?;
-        let known = hash.is_some();
-        let hash = hash.unwrap_or_else(|| self.nobody.clone());
-        let checked = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            PasswordHash::new(&hash).is_ok_and(|hash| Argon2::default().verify_password(password.as_bytes(), &hash).is_ok())
-        });
-        Ok(checked.await.map_err(|e| Refusal::new(Code::Internal, "checking a password failed").because(e))? && known)
+        let (answer, checked) = oneshot::channel();
+        self.checks.try_send(Check { password, hash, answer }).map_err(|_| busy())?;
+        let checked = tokio::time::timeout(TURN, checked).await.map_err(|_| busy())?;
+        checked.map_err(|e| Refusal::new(Code::Internal, "checking a password failed").because(e))
     }
 
     fn admit(&self, peer: IpAddr, user: &str, now: Time) -> Result<()> {
@@ -107,6 +110,42 @@ impl Passwords {
             entry.0 += 1;
         }
     }
+}
+
+fn check_all(waiting: &Receiver<Check>) {
+    // One memory for all, since an allocator would keep several.
+    let mut memory = vec![Block::default(); Params::DEFAULT.block_count()];
+    let nobody = nobodys_hash();
+    for Check { password, hash, answer } in waiting {
+        if answer.is_closed() {
+            continue; // Whoever asked gave up.
+        }
+        let right = is_right(&password, hash.as_deref().unwrap_or(&nobody), &mut memory).unwrap_or(false);
+        let _ = answer.send(right && hash.is_some()); // Whoever asked gave up meanwhile.
+    }
+}
+
+/// A hash that no password has: an unknown user costs as much as a wrong password.
+fn nobodys_hash() -> String {
+    let salt = data_encoding::BASE64_NOPAD.encode(&fresh::<16>(&mut SystemRandom));
+    let hash = data_encoding::BASE64_NOPAD.encode(&fresh::<32>(&mut SystemRandom));
+    format!("$argon2id$v=19$m={},t={},p={}${salt}${hash}", Params::DEFAULT_M_COST, Params::DEFAULT_T_COST, Params::DEFAULT_P_COST)
+}
+
+/// Whether `password` has the hash in the PHC string `phc`, compared in constant time; none for a string that is not Argon2's or
+/// asks for more memory than there is.
+fn is_right(password: &str, phc: &str, memory: &mut [Block]) -> Option<bool> {
+    let phc = PasswordHash::new(phc).ok()?;
+    let algorithm = Algorithm::try_from(phc.algorithm).ok()?;
+    let version = Version::try_from(phc.version?).ok()?;
+    let params = Params::try_from(&phc).ok()?;
+    let memory = memory.get_mut(..params.block_count())?;
+    let mut salt = [0; 64];
+    let salt = phc.salt?.decode_b64(&mut salt).ok()?;
+    let expected = phc.hash?;
+    let mut output = Zeroizing::new(vec![0; expected.len()]);
+    Argon2::new(algorithm, version, params).hash_password_into_with_memory(password.as_bytes(), salt, &mut output, memory).ok()?;
+    Some(Output::new(&output).ok()? == expected)
 }
 
 fn token_digest(token: &str) -> Digest {

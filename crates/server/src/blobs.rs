@@ -13,8 +13,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Bytes of one part of an upload; object stores take no smaller ones.
-const PART: usize = 5 * 1024 * 1024;
+/// Bytes that are written at once.
+const PART: usize = 1024 * 1024;
 
 /// The blobs of one installation.
 #[derive(Clone, Debug)]

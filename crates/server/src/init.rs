@@ -47,8 +47,7 @@ pub struct Made {
 /// Makes a server: three keys certified with one voucher, a private TLS certificate, an empty database, a configuration.
 ///
 /// # Errors
-/// [`Code::Conflict`] where there is anything in the folder already; the authority's refusals. Unless it succeeds, nothing is left
-/// in the folder.
+/// [`Code::Conflict`] where there is anything in the folder already; the authority's refusals, after which nothing is in the folder.
 pub async fn init(wishes: &Wishes, voucher: &Voucher) -> Result<Made> {
     create_new_installation(&wishes.folder)?;
     let mut enrolled = Vec::new();

@@ -69,7 +69,7 @@ impl<R: Repository> Server<R> {
         self.keys.get().statement.signer().sign(&token)
     }
 
-    /// The account's receipts, newest first.
+    /// The account's newest 256 receipts, newest first.
     pub async fn receipts(&self, customer: &Principal) -> Result<Receipts> {
         let receipts = self.repository.receipts(customer.account).await?;
         Ok(Receipts { receipts: receipts.into_iter().map(Base64).collect() })

@@ -136,7 +136,8 @@ pub struct CommonPackage {
 /// What vendors published.
 pub trait Releases {
     /// Announces a release of `program`. [`chipbound_wire::Code::Conflict`] where the version is there already or the sequence
-    /// does not rise, [`chipbound_wire::Code::Forbidden`] where the vendor's releases are another account's.
+    /// does not rise, [`chipbound_wire::Code::Forbidden`] where the vendor's releases are another account's,
+    /// [`chipbound_wire::Code::RateLimited`] where 64 uploads of the account are open.
     fn announce(
         &self,
         upload: &PendingUpload,
@@ -148,7 +149,7 @@ pub trait Releases {
     fn upload(&self, upload: &str, account: AccountId, now: Time) -> impl Future<Output = Result<PendingUpload>> + Send;
     /// Publishes what was announced and came whole; the same refusals as [`Self::announce`], decided anew.
     fn publish(&self, upload: &str, release: &StoredRelease) -> impl Future<Output = Result<()>> + Send;
-    /// The newest release of each program, by program id.
+    /// The newest release of each program, by program id, the first 2048.
     fn catalogue(&self) -> impl Future<Output = Result<Vec<StoredRelease>>> + Send;
     /// The release of `program` (its id, or its name where only one vendor uses it) with that version, or its newest.
     /// [`chipbound_wire::Code::UnknownProgram`] otherwise.
@@ -217,7 +218,8 @@ pub struct NewTicket {
 /// Orders, holds and tickets. An order of another account is [`chipbound_wire::Code::UnknownOrder`], as if it were not there.
 pub trait Orders {
     /// Places an order. The same key and parameters return the order that was placed first; the same key with other
-    /// parameters is [`chipbound_wire::Code::IdempotencyConflict`].
+    /// parameters is [`chipbound_wire::Code::IdempotencyConflict`]. Refuses with [`chipbound_wire::Code::RateLimited`] where 256
+    /// orders of the account wait for its agreement.
     fn place_order(&self, new: &NewOrder) -> impl Future<Output = Result<StoredOrder>> + Send;
     /// An order of that account.
     fn order(&self, account: AccountId, order: OrderId) -> impl Future<Output = Result<StoredOrder>> + Send;
@@ -311,6 +313,6 @@ pub trait Deliveries {
     /// Captures the price, numbers and keeps the receipt and keeps the token, all or nothing. An order that is settled already is
     /// charged nothing and returns the receipt it has; a delivery that has a token already returns that one.
     fn settle(&self, settlement: &Settlement<'_>, receipt: &MakeReceipt<'_>) -> impl Future<Output = Result<SettledOrder>> + Send;
-    /// The account's receipts, newest first.
+    /// The account's newest 256 receipts, newest first.
     fn receipts(&self, account: AccountId) -> impl Future<Output = Result<Vec<Vec<u8>>>> + Send;
 }

@@ -19,7 +19,7 @@ use chipbound_transport::{Client, ServerTrust, Timeouts};
 use chipbound_wire::api::*;
 use chipbound_wire::certificate::{Role, Trust};
 use chipbound_wire::enrolment::Voucher;
-use chipbound_wire::suite::{Class, Kem};
+use chipbound_wire::suite::{Class, Kem, KeyMode};
 use chipbound_wire::{Code, Digest, KeyId, Result, SystemRandom, Time};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -73,7 +73,7 @@ impl RealAuthority {
 }
 
 /// The daemon as a child process, killed when dropped.
-struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     first_path: String,
     line: String,
@@ -95,6 +95,10 @@ impl Daemon {
             panic!("{ready:?}");
         };
         Self { child, first_path: first_path.to_owned(), line: line.to_owned() }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     fn terminate(mut self) -> Option<i32> {
@@ -128,7 +132,7 @@ fn operator(arguments: &[&str], input: &str) -> std::result::Result<String, (Opt
     }
 }
 
-struct Installation {
+pub(crate) struct Installation {
     folder: tempfile::TempDir,
     authority: RealAuthority,
     config: PathBuf,
@@ -136,7 +140,7 @@ struct Installation {
 
 impl Installation {
     /// An authority, and a server made by the operator's own verbs, with the accounts ann (20 EUR) and vera.
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = RealAuthority::start(&folder.path().join("authority")).await;
         let shop = folder.path().join("shop").to_str().unwrap().to_owned();
@@ -164,18 +168,32 @@ impl Installation {
         Self { folder, authority, config }
     }
 
-    fn client(&self, daemon: &Daemon) -> Client {
+    pub(crate) fn client(&self, daemon: &Daemon) -> Client {
         let root = std::fs::read(self.folder.path().join("shop/tls-root.pem")).unwrap();
         Client::new(&daemon.first_path, ServerTrust::root_from_pem(&root).unwrap()).unwrap()
     }
 
-    async fn start(&self) -> Daemon {
+    /// A vendor whom the authority certified.
+    pub(crate) async fn vendor(&self) -> Holder {
+        self.authority.enroll(Role::Vendor, &[]).await
+    }
+
+    /// A processor that the authority certified.
+    pub(crate) async fn processor(&self) -> Arc<Processor> {
+        let pairs = vec![SealingKeyPair::generate(Kem::XWing, &mut SystemRandom)];
+        let holder = self.authority.enroll(Role::Processor, &pairs).await;
+        let mut processor = Processor::of(holder, pairs, Trust::new(self.authority.authority.root()).unwrap());
+        processor.capabilities.suites.retain(|s| s.kem == Kem::XWing);
+        Arc::new(processor)
+    }
+
+    pub(crate) async fn start(&self) -> Daemon {
         let config = self.config.clone();
         spawn_blocking(move || Daemon::start(&config)).await.unwrap()
     }
 }
 
-async fn log_in(client: &Client, user: &str) -> String {
+pub(crate) async fn log_in(client: &Client, user: &str) -> String {
     let request = LogIn { user: user.to_owned(), password: "correct horse".to_owned() };
     client.post_json::<_, Session>("/v1/sessions", None, &[], &request).await.unwrap().token
 }
@@ -186,8 +204,8 @@ async fn announce(client: &Client, token: &str, vendor: &Holder, plain: &[u8]) -
     client.post_json("/v1/releases", Some(token), &[], &NewRelease { manifest: Base64(signed), price: eur(250) }).await.unwrap()
 }
 
-async fn buy(client: &Client, token: &str, processor: KeyId) -> Order {
-    let new = NewOrder { program: "tool".to_owned(), version: None, processor, key_mode: None };
+pub(crate) async fn buy(client: &Client, token: &str, processor: KeyId, key_mode: Option<KeyMode>) -> Order {
+    let new = NewOrder { program: "tool".to_owned(), version: None, processor, key_mode };
     let key = Digest(chipbound_wire::random::fresh(&mut SystemRandom)).to_string();
     let order: Order = client.post_json("/v1/orders", Some(token), &[(IDEMPOTENCY_HEADER, &key)], &new).await.unwrap();
     let agreement = Agreement { confirmation: Digest::of(&order.confirmation.0) };
@@ -214,7 +232,7 @@ async fn a_server_made_by_its_verbs_sells_survives_a_kill_and_heeds_a_revocation
     let installation = Installation::new().await;
     let authority = &installation.authority;
     let plain = sample(200_000);
-    let vendor = authority.enroll(Role::Vendor, &[]).await;
+    let vendor = installation.vendor().await;
     let daemon = installation.start().await;
     assert_ne!(daemon.line, daemon.first_path);
     let client = installation.client(&daemon);
@@ -240,13 +258,8 @@ async fn a_server_made_by_its_verbs_sells_survives_a_kill_and_heeds_a_revocation
 
     // A sale, killed between acknowledgement and the answer's use: the repeat returns the same bytes.
     let ann = log_in(&client, "ann").await;
-    let pairs = vec![SealingKeyPair::generate(Kem::XWing, &mut SystemRandom)];
-    let holder = authority.enroll(Role::Processor, &pairs).await;
-    let mut processor = Processor::of(holder, pairs, &chipbound_testkit::Pki::new(now()));
-    processor.trust = Trust::new(authority.authority.root()).unwrap();
-    processor.capabilities.suites.retain(|s| s.kem == Kem::XWing);
-    let processor = Arc::new(processor);
-    let order = buy(&client, &ann, processor.id()).await;
+    let processor = installation.processor().await;
+    let order = buy(&client, &ann, processor.id(), None).await;
     let acknowledge = Acknowledge { acknowledgement: Base64(receive(&client, &ann, &order, &processor).await.unwrap()) };
     let settle = format!("/v1/orders/{}/acknowledgement", order.order);
     let settled: Settled = client.post_json(&settle, Some(&ann), &[], &acknowledge).await.unwrap();
@@ -257,7 +270,7 @@ async fn a_server_made_by_its_verbs_sells_survives_a_kill_and_heeds_a_revocation
     assert_eq!(again, settled);
 
     // The authority withdraws the processor: the server learns it by itself, and the next delivery is refused by name.
-    let order = buy(&client, &ann, processor.id()).await;
+    let order = buy(&client, &ann, processor.id(), None).await;
     receive(&client, &ann, &order, &processor).await.expect("not yet");
     authority.authority.store().revoke(&Target::Key(processor.id()), now()).await.unwrap();
     let refused = loop {

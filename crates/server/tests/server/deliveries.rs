@@ -4,6 +4,7 @@ use crate::processor::Processor;
 use crate::world::{World, code, dial, read_out, sample, server_identity};
 use chipbound_sealing::SealingKeyPair;
 use chipbound_server::config::Policy;
+use chipbound_server::storage::Orders;
 use chipbound_testkit::{Pki, Wanted};
 use chipbound_wire::api::Order;
 use chipbound_wire::bounded::List;
@@ -155,7 +156,7 @@ async fn processors_without_a_good_certificate_are_refused_by_name() {
         let pair = pair();
         let sealing = SealingKeys { class: Class::Software, keys: List::new(vec![pair.sealing_key()]).unwrap() };
         let wanted = Wanted { sealing: Some(sealing), not_before, not_after, ..Wanted::role(Role::Processor) };
-        Arc::new(Processor::of(world.pki.holder_of(&wanted), vec![pair], &world.pki))
+        Arc::new(Processor::of(world.pki.holder_of(&wanted), vec![pair], world.pki.trust()))
     };
     let now = world.now();
     let revoked = Processor::new(&world.pki);
@@ -163,9 +164,7 @@ async fn processors_without_a_good_certificate_are_refused_by_name() {
     let stranger = Pki::new(now);
     let foreign = {
         let pair = pair();
-        let mut processor = Processor::of(stranger.processor(vec![pair.sealing_key()]), vec![pair], &world.pki);
-        processor.trust = world.pki.trust();
-        Arc::new(processor)
+        Arc::new(Processor::of(stranger.processor(vec![pair.sealing_key()]), vec![pair], world.pki.trust()))
     };
     for (what, processor, refused) in [
         ("revoked", revoked, Code::CertificateRevoked),
@@ -289,4 +288,68 @@ async fn keys_replaced_between_two_deliveries_sign_the_next_one() {
     world.keys.renewed(Role::ServerSecondPath, before.second_path.chain.clone());
     assert_ne!(second.key.key_id(), before.second_path.key.key_id());
     ann.receive(&order, &processor).await.expect("a renewed chain of the same key");
+}
+
+/// One end of a wire in memory.
+struct Wire {
+    out: std::sync::mpsc::Sender<Vec<u8>>,
+    incoming: std::sync::mpsc::Receiver<Vec<u8>>,
+    rest: std::io::Cursor<Vec<u8>>,
+}
+
+impl Wire {
+    fn pair() -> (Self, Self) {
+        let ((a, b), (c, d)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+        let end = |out, incoming| Self { out, incoming, rest: std::io::Cursor::default() };
+        (end(a, d), end(c, b))
+    }
+}
+
+impl std::io::Read for Wire {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.rest.read(buf)?;
+        if n > 0 || buf.is_empty() {
+            return Ok(n);
+        }
+        match self.incoming.recv() {
+            Ok(bytes) => self.rest = std::io::Cursor::new(bytes),
+            Err(_) => return Ok(0),
+        }
+        self.rest.read(buf)
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        self.out.send(buf.to_vec()).map(|()| buf.len()).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_role_runs_over_any_stream_and_both_ends_name_the_same_refusal() {
+    let world = World::new().await;
+    let plain = sample(500_000);
+    world.publish("tool", &plain).await;
+    let ann = world.log_in("ann").await;
+    let good = Processor::new(&world.pki);
+    let poor = Processor::only(&world.pki, |c| c.max_plain_size = 1);
+    let order = ann.buy("tool", good.id(), KeyMode::Direct).await;
+    let second = ann.buy("tool", poor.id(), KeyMode::Direct).await;
+    for (order, processor, refused) in [(order, good, None), (second, poor, Some(Code::TooLarge))] {
+        let account = ann.get::<chipbound_wire::api::Account>("/v1/account").await.unwrap().account;
+        let stored = world.repository.order(account, order.order).await.unwrap();
+        let (ours, theirs) = Wire::pair();
+        let (server, runtime, now) = (world.server.clone(), tokio::runtime::Handle::current(), world.now());
+        let delivering = tokio::task::spawn_blocking(move || chipbound_server::deliver::deliver(&server, &stored, ours, &runtime));
+        let receiving = tokio::task::spawn_blocking(move || processor.receive(theirs, &order.confirmation.0, now));
+        let (delivered, received) = (delivering.await.unwrap(), receiving.await.unwrap());
+        assert_eq!(delivered.err().map(|r| r.code), refused);
+        match received {
+            Ok(received) => assert!(refused.is_none() && received.plain == plain),
+            Err(refusal) => assert_eq!(Some(refusal.code), refused),
+        }
+    }
 }

@@ -1,100 +1,119 @@
 //! Bounded memory: a large program passes publication and delivery in a fixed amount.
 
+use crate::daemon::{Installation, buy, log_in};
 use crate::processor::Processor;
-use crate::world::{World, eur};
-use chipbound_transport::Timeouts;
+use crate::world::eur;
+use chipbound_testkit::documents;
+use chipbound_transport::{Client, Timeouts};
 use chipbound_wire::api::*;
 use chipbound_wire::documents::Manifest;
 use chipbound_wire::suite::KeyMode;
 use chipbound_wire::{Digest, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::task::spawn_blocking;
 
 /// Bytes of the program: many times what may be in memory.
 const SIZE: u64 = 512 << 20;
-/// What client, server and processor together may have in memory beyond what they had before, in bytes.
+/// What the server may have in anonymous memory at any time, in bytes.
 const LIMIT: u64 = 64 << 20;
 
-/// Anonymous memory of this process in bytes.
-fn rss_anon() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+/// Watches the anonymous memory of a process; its peak so far, in bytes.
+struct Watch {
+    done: Arc<AtomicBool>,
+    peak: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    fn of(pid: u32) -> Self {
+        let (done, peak) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (ending, highest) = (done.clone(), peak.clone());
+        let thread = std::thread::spawn(move || {
+            while !ending.load(Ordering::Relaxed) {
+                highest.fetch_max(rss_anon(pid), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        Self { done, peak, thread: Some(thread) }
+    }
+
+    fn peak(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn rss_anon(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|l| l.starts_with("RssAnon:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
-/// Runs alone in a process of its own: the memory of other tests would count.
-#[test]
-fn half_a_gibibyte_is_published_and_delivered_in_64_mib() {
-    if std::env::var_os("CHIPBOUND_MEMORY_TEST").is_none() {
-        let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "memory::half_a_gibibyte_is_published_and_delivered_in_64_mib", "--nocapture"])
-            .env("CHIPBOUND_MEMORY_TEST", "1")
-            .env("MALLOC_ARENA_MAX", "2")
-            .status()
-            .unwrap();
-        assert!(status.success());
-        return;
+#[tokio::test(flavor = "multi_thread")]
+async fn half_a_gibibyte_is_published_and_delivered_in_64_mib() {
+    let installation = Installation::new().await;
+    let daemon = installation.start().await;
+    let watch = Watch::of(daemon.pid());
+    let client = installation.client(&daemon);
+    let (vera, ann) = (log_in(&client, "vera").await, log_in(&client, "ann").await);
+    for _ in 0..4 {
+        let one = installation.client(&daemon);
+        let two = installation.client(&daemon);
+        tokio::join!(log_in(&one, "ann"), log_in(&two, "ann")); // Passwords take memory, too.
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(pass_a_large_program());
+    println!("log-ins: at most {} KiB", watch.peak() / 1024);
+
+    let vendor = installation.vendor().await;
+    let manifest = Manifest { plain_root: root_of_zeros().await, plain_size: SIZE, ..documents::manifest(&vendor.id(), b"") };
+    let new = NewRelease { manifest: Base64(vendor.sign(&manifest)), price: eur(1) };
+    let upload: Upload = client.post_json("/v1/releases", Some(&vera), &[], &new).await.unwrap();
+    let path = format!("/v1/releases/{}", upload.upload);
+    client.put_stream::<Published>(&path, Some(&vera), &[], SIZE, tokio::io::repeat(0).take(SIZE)).await.unwrap();
+    println!("published: at most {} KiB", watch.peak() / 1024);
+
+    let processor = installation.processor().await;
+    for key_mode in [KeyMode::Direct, KeyMode::Common] {
+        let order = buy(&client, &ann, processor.id(), Some(key_mode)).await;
+        assert_eq!(receive(&client, &ann, order, processor.clone()).await.unwrap(), SIZE);
+        println!("delivered {key_mode}: at most {} KiB", watch.peak() / 1024);
+    }
+    assert!(watch.peak() < LIMIT, "{} MiB", watch.peak() >> 20);
 }
 
-async fn pass_a_large_program() {
-    let world = World::new().await;
-    let (vera, ann) = (world.log_in("vera").await, world.log_in("ann").await);
-    let processor = Processor::new(&world.pki);
-    let before = rss_anon();
-    let (done, peak) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let watching = {
-        let (done, peak) = (done.clone(), peak.clone());
-        std::thread::spawn(move || {
-            while !done.load(Ordering::Relaxed) {
-                peak.fetch_max(rss_anon(), Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        })
-    };
-
-    let root = spawn_blocking(|| {
+async fn root_of_zeros() -> Digest {
+    let hashed = spawn_blocking(|| {
         let mut hasher = blake3::Hasher::new();
         let zeros = vec![0; 1 << 20];
         for _ in 0..SIZE >> 20 {
             hasher.update(&zeros);
         }
         Digest(*hasher.finalize().as_bytes())
-    })
-    .await
-    .unwrap();
-    let manifest = Manifest { plain_root: root, plain_size: SIZE, ..world.manifest("large", "1.0", 1, b"") };
-    let new = NewRelease { manifest: Base64(world.vendor.sign(&manifest)), price: eur(1) };
-    let upload: Upload = vera.post("/v1/releases", &new).await.unwrap();
-    let path = format!("/v1/releases/{}", upload.upload);
-    let source = tokio::io::repeat(0).take(SIZE);
-    world.client.put_stream::<Published>(&path, Some(&vera.token), &[], SIZE, source).await.unwrap();
-    for key_mode in [KeyMode::Direct, KeyMode::Common] {
-        let order = ann.buy("large", processor.id(), key_mode).await;
-        let ticket = ann.ticket(order.order).await.unwrap().ticket.to_string();
-        let raw = world.client.upgrade("/v1/second-path", Some(&ann.token), &[(TICKET_HEADER, &ticket)]).await.unwrap();
-        let (processor, now) = (processor.clone(), world.now());
-        let received: Result<u64> = spawn_blocking(move || {
-            let mut stream = raw.into_blocking(Timeouts::default())?;
-            let mut received = 0;
-            let confirmation = &order.confirmation.0;
-            processor.receive_into(&mut stream, confirmation, now, |_, plain| received += plain.len() as u64)?;
-            stream.finish()?;
-            Ok(received)
-        })
-        .await
-        .unwrap();
-        assert_eq!(received.unwrap(), SIZE);
-    }
+    });
+    hashed.await.unwrap()
+}
 
-    done.store(true, Ordering::Relaxed);
-    watching.join().unwrap();
-    let grown = peak.load(Ordering::Relaxed).saturating_sub(before);
-    println!("grew by {} KiB", grown / 1024);
-    assert!(grown < LIMIT, "memory grew by {} MiB", grown >> 20);
+/// Receives and throws away; how many bytes of plaintext there were.
+async fn receive(client: &Client, token: &str, order: Order, processor: Arc<Processor>) -> Result<u64> {
+    let ticket: Ticket = client.post_json(&format!("/v1/orders/{}/tickets", order.order), Some(token), &[], &()).await?;
+    let ticket = ticket.ticket.to_string();
+    let raw = client.upgrade("/v1/second-path", Some(token), &[(TICKET_HEADER, &ticket)]).await?;
+    let received = spawn_blocking(move || {
+        let mut stream = raw.into_blocking(Timeouts::default())?;
+        let mut received = 0;
+        let confirmation = &order.confirmation.0;
+        processor.receive_into(&mut stream, confirmation, chipbound_host::now(), |_, plain| received += plain.len() as u64)?;
+        stream.finish()?;
+        Ok(received)
+    });
+    received.await.unwrap()
 }

@@ -40,10 +40,10 @@ impl Processor {
         let pairs =
             vec![SealingKeyPair::generate(Kem::XWing, &mut SystemRandom), SealingKeyPair::generate(Kem::DhkemP256, &mut SystemRandom)];
         let holder = pki.processor(pairs.iter().map(SealingKeyPair::sealing_key).collect());
-        Arc::new(Self::of(holder, pairs, pki))
+        Arc::new(Self::of(holder, pairs, pki.trust()))
     }
 
-    pub(crate) fn of(holder: Holder, pairs: Vec<SealingKeyPair>, pki: &Pki) -> Self {
+    pub(crate) fn of(holder: Holder, pairs: Vec<SealingKeyPair>, trust: Trust) -> Self {
         let all = |kem| [Aead::Aes256Gcm, Aead::ChaCha20Poly1305].map(|aead| Suite { kem, aead });
         let capabilities = Capabilities {
             suites: [all(Kem::DhkemP256), all(Kem::XWing)].concat(),
@@ -52,7 +52,7 @@ impl Processor {
             max_plain_size: 1 << 40,
             class: Class::Software,
         };
-        Self { holder, pairs, trust: pki.trust(), capabilities }
+        Self { holder, pairs, trust, capabilities }
     }
 
     pub(crate) fn id(&self) -> KeyId {
@@ -64,7 +64,7 @@ impl Processor {
         let pairs =
             vec![SealingKeyPair::generate(Kem::XWing, &mut SystemRandom), SealingKeyPair::generate(Kem::DhkemP256, &mut SystemRandom)];
         let holder = pki.processor(pairs.iter().map(SealingKeyPair::sealing_key).collect());
-        let mut processor = Self::of(holder, pairs, pki);
+        let mut processor = Self::of(holder, pairs, pki.trust());
         change(&mut processor.capabilities);
         Arc::new(processor)
     }

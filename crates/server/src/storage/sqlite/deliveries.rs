@@ -6,6 +6,9 @@ use chipbound_wire::api::OrderState;
 use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, Time};
 use sqlx::{Row, query};
 
+/// Receipts in one answer.
+const RECEIPTS: u32 = 256;
+
 fn no_such_delivery() -> Refusal {
     Refusal::new(Code::AcknowledgementMismatch, "no package with that seal was sent for this order")
 }
@@ -60,7 +63,7 @@ impl Deliveries for SqliteRepository {
     }
 
     async fn receipts(&self, account: AccountId) -> Result<Vec<Vec<u8>>> {
-        let rows = query("SELECT receipt FROM receipts WHERE account = ? ORDER BY number DESC").bind(&account.0[..]);
+        let rows = query("SELECT receipt FROM receipts WHERE account = ? ORDER BY number DESC LIMIT ?").bind(&account.0[..]).bind(RECEIPTS);
         rows.fetch_all(&self.pool).await.map_err(|e| failed(&e))?.iter().map(|row| row.bytes("receipt")).collect()
     }
 }

@@ -9,6 +9,8 @@ use sqlx::sqlite::SqliteRow;
 
 /// Orders whose holds are given back in one transaction.
 const EXPIRE_AT_ONCE: u32 = 200;
+/// Orders of one account that wait for its agreement at once.
+const NOT_AGREED_TO: u64 = 256;
 
 pub(super) fn unknown_order() -> Refusal {
     Refusal::new(Code::UnknownOrder, "there is no such order of this account")
@@ -89,6 +91,7 @@ impl Orders for SqliteRepository {
             }
             return owned(&mut tx, order.account, OrderId(row.id("order_id")?)).await;
         }
+        check_room(&mut tx, order.account).await?;
         insert(&mut tx, new).await?;
         commit(tx).await?;
         Ok(order.clone())
@@ -229,6 +232,16 @@ async fn check_deliverable(tx: &mut Connection, order: &StoredOrder, now: Time) 
         }
         OrderState::Confirmed | OrderState::Expired => Err(Refusal::new(Code::OrderState, "the order was not agreed to")),
     }
+}
+
+/// Refuses one more order to somebody who agrees to none.
+async fn check_room(tx: &mut Connection, account: AccountId) -> Result<()> {
+    let open = query("SELECT count(*) AS open FROM orders WHERE account = ? AND state = 'confirmed'").bind(&account.0[..]);
+    let open = open.fetch_one(tx).await.map_err(|e| failed(&e))?.number("open")?;
+    if open >= NOT_AGREED_TO {
+        return Err(Refusal::new(Code::RateLimited, format!("{open} orders wait for an agreement already")));
+    }
+    Ok(())
 }
 
 async fn insert(tx: &mut Connection, new: &NewOrder) -> Result<()> {

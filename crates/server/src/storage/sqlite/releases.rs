@@ -7,6 +7,11 @@ use chipbound_wire::{AccountId, Code, Digest, ProgramId, Refusal, Result, Time};
 use sqlx::query;
 use sqlx::sqlite::SqliteRow;
 
+/// Uploads of one account at once.
+const UPLOADS: u64 = 64;
+/// Programs in one catalogue.
+const CATALOGUE: u32 = 2048;
+
 fn release(row: &SqliteRow) -> Result<StoredRelease> {
     Ok(StoredRelease {
         manifest: Digest(row.id("manifest")?),
@@ -77,6 +82,10 @@ impl Releases for SqliteRepository {
     async fn announce(&self, upload: &PendingUpload, program: &ProgramId, version: &str, sequence: u64) -> Result<()> {
         let mut tx = self.write().await?;
         check_new(&mut tx, upload.account, program, version, sequence).await?;
+        let open = query("SELECT count(*) AS open FROM uploads WHERE account = ?").bind(&upload.account.0[..]);
+        if open.fetch_one(&mut *tx).await.map_err(|e| failed(&e))?.number("open")? >= UPLOADS {
+            return Err(Refusal::new(Code::RateLimited, format!("{UPLOADS} releases wait for their plaintext already")));
+        }
         query("INSERT INTO uploads (upload, account, signed_manifest, price, currency, expires_at) VALUES (?, ?, ?, ?, ?, ?)")
             .bind(&upload.upload)
             .bind(&upload.account.0[..])
@@ -141,8 +150,9 @@ impl Releases for SqliteRepository {
 
     async fn catalogue(&self) -> Result<Vec<StoredRelease>> {
         let rows = query(
-            "SELECT * FROM releases r WHERE sequence = (SELECT max(sequence) FROM releases WHERE program = r.program) ORDER BY program",
+            "SELECT * FROM releases r WHERE sequence = (SELECT max(sequence) FROM releases WHERE program = r.program) ORDER BY program LIMIT ?",
         )
+        .bind(CATALOGUE)
         .fetch_all(&self.pool)
         .await
         .map_err(|e| failed(&e))?;

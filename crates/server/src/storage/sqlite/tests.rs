@@ -510,3 +510,20 @@ async fn a_session_ends_by_time_by_log_out_and_by_newer_ones() {
     assert_eq!(code(repository.add_account(&taken).await), Code::Conflict);
     assert_eq!(code(repository.deposit("nobody", eur(1), NOW).await), Code::NotFound);
 }
+
+#[tokio::test]
+async fn who_agrees_to_nothing_and_uploads_nothing_is_stopped_at_a_limit() {
+    let books = Books::new().await;
+    for number in 0..=255 {
+        books.place(number, &format!("{number}"), b"p").await.expect("an order");
+    }
+    let order = books.place(1, "one too many", b"p").await;
+    assert_eq!(code(order), Code::RateLimited);
+    books.place(2, "2", b"p").await.expect("a repeat is no new order");
+    for number in 0..=64 {
+        let upload =
+            PendingUpload { upload: format!("{number}"), account: VENDOR, manifest: vec![], price: eur(1), expires_at: NOW.after(60) };
+        let announced = books.repository.announce(&upload, &release(b"v", "new", "1", 1).program, "1", 1).await;
+        assert_eq!(announced.err().map(|r| r.code), (number == 64).then_some(Code::RateLimited), "{number}");
+    }
+}
