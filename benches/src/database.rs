@@ -1,0 +1,151 @@
+//! The transactions of one order, from confirmation to receipt, in this process: the server's own storage on the same disk.
+
+use crate::Outcome;
+use crate::primitives::seconds;
+use crate::stats::Series;
+use chipbound_server::storage::sqlite::SqliteRepository;
+use chipbound_server::storage::{
+    Accounts, Deliveries, Delivery, NewAccount, NewOrder, NewTicket, Orders, PendingUpload, Releases, Settlement, StoredOrder,
+    StoredRelease,
+};
+use chipbound_wire::api::{AccountRole, OrderState};
+use chipbound_wire::random::fresh;
+use chipbound_wire::suite::{Kem, KeyMode};
+use chipbound_wire::{AccountId, Amount, Digest, KeyId, OrderId, ProgramId, SystemRandom, Time};
+use rustix::time::ClockId;
+use std::path::Path;
+use std::time::Instant;
+
+const NOW: Time = Time(1_800_000_000);
+const BUYER: AccountId = AccountId([1; 16]);
+const VENDOR: AccountId = AccountId([2; 16]);
+/// Bytes of a signed document of the usual size, its certificates in it.
+const DOCUMENT: usize = 1500;
+/// Tickets of one order at once.
+const TICKETS: u32 = 8;
+
+/// What one order costs, in milliseconds.
+#[derive(Debug, Default)]
+pub(crate) struct PerOrder {
+    /// From the first transaction to the end of the last, commits on the disk included.
+    pub(crate) wall: Series,
+    /// CPU time of all threads.
+    pub(crate) cpu: Series,
+}
+
+/// Measures so many orders on a database in `folder`.
+pub(crate) fn measure(folder: &Path, orders: usize) -> Outcome<PerOrder> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let repository = SqliteRepository::open(&folder.join("measured.db")).await?;
+        let release = prepare(&repository, orders as u64).await?;
+        let mut spent = PerOrder::default();
+        for _ in 0..orders {
+            let (begun, cpu) = (Instant::now(), seconds(ClockId::ProcessCPUTime));
+            one_order(&repository, &release).await?;
+            spent.wall.push(begun.elapsed().as_secs_f64() * 1e3);
+            spent.cpu.push((seconds(ClockId::ProcessCPUTime) - cpu) * 1e3);
+        }
+        repository.close().await;
+        Ok(spent)
+    })
+}
+
+/// Two accounts, one release, and the money for all orders.
+async fn prepare(repository: &SqliteRepository, orders: u64) -> Outcome<StoredRelease> {
+    for (account, user, role) in [(BUYER, "buyer", AccountRole::Customer), (VENDOR, "vendor", AccountRole::Vendor)] {
+        let new = NewAccount { account, user: user.to_owned(), role, password: "none".to_owned(), created_at: NOW };
+        repository.add_account(&new).await?;
+    }
+    let price: Amount = "1.00 EUR".parse()?;
+    repository.deposit("buyer", Amount { minor: price.minor * orders, ..price }, NOW).await?;
+    let signed_manifest = vec![3; DOCUMENT];
+    let release = StoredRelease {
+        manifest: Digest::of(&signed_manifest),
+        program: ProgramId::new(&KeyId([4; 32]), "sample")?,
+        version: "1.0".to_owned(),
+        sequence: 1,
+        vendor: VENDOR,
+        price,
+        signed_manifest,
+        layout: vec![5; 64],
+        plain_digest: Digest([6; 32]),
+        sealed_bytes: 100_000,
+        blob: "sample".to_owned(),
+        published_at: NOW,
+    };
+    let upload = PendingUpload {
+        upload: "sample".to_owned(),
+        account: VENDOR,
+        manifest: release.signed_manifest.clone(),
+        price,
+        expires_at: NOW.after(60),
+    };
+    repository.announce(&upload, &release.program, &release.version, release.sequence).await?;
+    repository.publish(&upload.upload, &release).await?;
+    Ok(release)
+}
+
+/// What the server asks of its storage for one delivery, in this order.
+async fn one_order(repository: &SqliteRepository, release: &StoredRelease) -> Outcome<()> {
+    let confirmation = [vec![7; DOCUMENT], fresh::<16>(&mut SystemRandom).to_vec()].concat();
+    let order = OrderId(fresh(&mut SystemRandom));
+    repository.catalogue().await?;
+    repository.find_release("sample", None).await?;
+    repository.place_order(&new_order(order, release, &confirmation)).await?;
+    repository.authorise(BUYER, order, Digest::of(&confirmation), NOW).await?;
+    let ticket = Digest(fresh(&mut SystemRandom));
+    let new = NewTicket { ticket, order, account: BUYER, expires_at: NOW.after(60) };
+    repository.issue_ticket(&new, NOW, TICKETS).await?;
+    repository.redeem_ticket(ticket, Some(BUYER), NOW).await?;
+    repository.release(release.manifest).await?;
+    let seal = [vec![8; DOCUMENT], order.0.to_vec()].concat();
+    let delivery = Delivery {
+        order,
+        terms: [vec![9; DOCUMENT], order.0.to_vec()].concat(),
+        wrap: vec![10; 1200],
+        kem: Kem::XWing,
+        sealing_key: vec![11; 1216],
+        release_secret: vec![12; 64],
+        seal: seal.clone(),
+        created_at: NOW,
+    };
+    repository.record_delivery(&delivery).await?;
+    let seal = Digest::of(&seal);
+    repository.order(BUYER, order).await?;
+    repository.delivery(order, seal).await?;
+    let (acknowledgement, token) = (vec![13; DOCUMENT], vec![14; DOCUMENT]);
+    let settlement = Settlement { order, account: BUYER, seal, acknowledgement: &acknowledgement, token: &token, at: NOW };
+    repository.settle(&settlement, &|_| Ok(vec![15; DOCUMENT])).await?;
+    Ok(())
+}
+
+fn new_order(order: OrderId, release: &StoredRelease, confirmation: &[u8]) -> NewOrder {
+    let order = StoredOrder {
+        order,
+        account: BUYER,
+        manifest: release.manifest,
+        processor: KeyId([16; 32]),
+        key_mode: KeyMode::Direct,
+        price: release.price,
+        state: OrderState::Confirmed,
+        confirmation: confirmation.to_vec(),
+        issued_at: NOW,
+        expires_at: NOW.after(3600),
+        redownload_until: NOW.after(3600),
+        receipt: None,
+    };
+    let idempotency_key = order.order.to_string();
+    NewOrder { order, idempotency_key, parameters: Digest([17; 32]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_run_from_confirmation_to_receipt() {
+        let folder = tempfile::tempdir().unwrap();
+        let spent = measure(folder.path(), 2).unwrap();
+        assert!(spent.wall.median() > 0.0);
+    }
+}
