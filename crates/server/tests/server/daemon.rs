@@ -80,12 +80,13 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    fn start(config: &Path) -> Self {
+    fn start(config: &Path, log: &std::fs::File) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_chipbound-server"))
             .args(["run", "--config"])
             .arg(config)
+            .env("RUST_LOG", "trace")
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(log.try_clone().unwrap())
             .spawn()
             .unwrap();
         let mut ready = String::new();
@@ -173,6 +174,11 @@ impl Installation {
         Client::new(&daemon.first_path, ServerTrust::root_from_pem(&root).unwrap()).unwrap()
     }
 
+    /// The daemon's log, everything that any part of it says.
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("server.log")
+    }
+
     /// A vendor whom the authority certified.
     pub(crate) async fn vendor(&self) -> Holder {
         self.authority.enroll(Role::Vendor, &[]).await
@@ -189,7 +195,8 @@ impl Installation {
 
     pub(crate) async fn start(&self) -> Daemon {
         let config = self.config.clone();
-        spawn_blocking(move || Daemon::start(&config)).await.unwrap()
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
+        spawn_blocking(move || Daemon::start(&config, &log)).await.unwrap()
     }
 }
 
@@ -281,6 +288,13 @@ async fn a_server_made_by_its_verbs_sells_survives_a_kill_and_heeds_a_revocation
     };
     assert_eq!(refused, Code::CertificateRevoked);
     assert_eq!(spawn_blocking(move || daemon.terminate()).await.unwrap(), Some(0), "SIGTERM ends it cleanly");
+
+    // Not one secret is in the log, although everything is logged.
+    let log = std::fs::read(installation.log()).unwrap();
+    assert!(log.windows(7).any(|w| w == b"settled"), "there is a log");
+    for (what, secret) in [("the password", "correct horse"), ("a bearer token", ann.as_str()), ("another bearer token", vera.as_str())] {
+        assert!(!log.windows(secret.len()).any(|w| w == secret.as_bytes()), "{what} is in the log");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
