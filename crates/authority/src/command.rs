@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Make a new authority: its keys, certificates, state and configuration.
+    #[command(after_help = "Example:\n  chipbound authority init --dir authority")]
     Init {
         /// The folder to make; it must not be there yet, or be empty.
         #[arg(long)]
@@ -33,12 +34,14 @@ pub enum Command {
         name: String,
     },
     /// Serve enrolments, renewals and the revocation list until SIGTERM or SIGINT.
+    #[command(after_help = "Example:\n  chipbound authority run --config authority/authority.toml")]
     Run {
         /// The configuration that `init` wrote.
         #[arg(long)]
         config: PathBuf,
     },
     /// Make a one-use voucher and print it. It is a secret until it is used.
+    #[command(after_help = "Example:\n  chipbound authority voucher --config authority/authority.toml --role processor")]
     Voucher {
         /// The configuration that `init` wrote.
         #[arg(long)]
@@ -54,6 +57,9 @@ pub enum Command {
         valid: Span,
     },
     /// Withdraw certificates, for good. A running authority serves the new revocation list at once.
+    #[command(
+        after_help = "Example:\n  chipbound authority revoke --config authority/authority.toml --serial 52e94d6adab3283efbb3fc1726d8bcb4"
+    )]
     #[command(group(clap::ArgGroup::new("what").required(true)))]
     Revoke {
         /// The configuration that `init` wrote.
@@ -70,6 +76,7 @@ pub enum Command {
         name: Option<String>,
     },
     /// Print the vouchers and certificates of this authority.
+    #[command(after_help = "Example:\n  chipbound authority list --config authority/authority.toml")]
     List {
         /// The configuration that `init` wrote.
         #[arg(long)]

@@ -66,6 +66,7 @@ enum Verb {
 /// The command, from its arguments to its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    end_quietly_without_a_reader();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     if let Some((common, rest)) = parse_run(&arguments) {
         return ExitCode::from(run_package(&common, &rest));
@@ -82,6 +83,18 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit_code(&refusal))
         }
     }
+}
+
+/// The daemons' verbs print with `println!`, which panics when the reader went away (`| head`): then there is nobody to print for.
+fn end_quietly_without_a_reader() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload_as_str().unwrap_or_default();
+        if said.starts_with("failed printing to stdout") && said.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        usual(panic);
+    }));
 }
 
 fn execute(cli: Cli, output: &Output) -> Result<()> {
@@ -166,6 +179,43 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    /// Splits a line as a shell does where it knows quotes alone, up to a pipe.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut quote) = (vec![String::new()], None);
+        for c in line.split(" | ").next().unwrap().chars() {
+            match (c, quote) {
+                ('"' | '\'', None) => quote = Some(c),
+                (c, Some(q)) if c == q => quote = None,
+                (' ', None) => words.push(String::new()),
+                (c, _) => words.last_mut().unwrap().push(c),
+            }
+        }
+        words
+    }
+
+    fn check_examples(command: &clap::Command, path: &str, seen: &mut usize) {
+        for verb in command.get_subcommands().filter(|v| v.get_name() != "help") {
+            let path = format!("{path} {}", verb.get_name());
+            if verb.has_subcommands() {
+                check_examples(verb, &path, seen);
+                continue;
+            }
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example:"), "{path} has no example");
+            for line in help.lines().filter_map(|l| l.strip_prefix("  ")).filter(|l| l.starts_with("chipbound ")) {
+                Cli::try_parse_from(words(line)).unwrap_or_else(|e| panic!("{line}\n{e}"));
+                *seen += 1;
+            }
+        }
+    }
+
+    #[test]
+    fn every_verb_has_an_example_and_every_example_is_a_good_command_line() {
+        let mut seen = 0;
+        check_examples(&Cli::command(), "chipbound", &mut seen);
+        assert!(seen > 25, "only {seen} examples were found");
     }
 
     #[test]

@@ -47,7 +47,7 @@ fn streams_arguments_environment_folder_and_exit_code_are_the_programs_own() {
         (&["-c", "trap 'echo caught; exit 3' TERM; kill -TERM $$; sleep 5"], b""),
         (&["-c", "umask; ulimit -n"], b""),
         (&["-c", "ls /proc/$$/fd"], b""),
-        (&["-c", "grep -E '^(SigBlk|SigIgn|SigCgt|Groups|Uid|CapEff|NoNewPrivs|Seccomp):' /proc/$$/status"], b""),
+        (&["-c", "grep -E '^(SigBlk|SigIgn|SigCgt|Groups|Uid|CapEff|NoNewPrivs|Seccomp):' /proc/self/status"], b""),
     ];
     for (arguments, input) in scripts {
         let prepare = |command: &mut Command| {

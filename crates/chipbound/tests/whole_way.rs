@@ -117,7 +117,9 @@ fn the_catalogue_names_the_newest_release_and_an_older_one_can_still_be_bought()
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let world = World::start("", 1);
-    for arguments in [&["catalogue"][..], &["balance"], &["--json", "balance"], &["processor", "show"], &["receipts"]] {
+    let config = world.folder.path().join("server/server.toml");
+    let list = ["account", "list", "--config", config.to_str().unwrap()];
+    for arguments in [&["catalogue"][..], &["balance"], &["--json", "balance"], &["processor", "show"], &["receipts"], &list] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let output = world.ada(arguments).stdout(writer).stderr(std::process::Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();

@@ -76,7 +76,8 @@ impl<R: Repository> Server<R> {
     }
 
     /// A receipt buys the same release for the same processor again (source \[60\]): its order, for which tickets are issued from
-    /// now on for as long as an order runs.
+    /// now on for as long as an order runs, with a confirmation signed anew: a receipt outlives the certificate under which the first
+    /// one was signed, and processors take none but those that are valid now. Nothing in it is to be agreed to.
     ///
     /// Refuses a receipt that does not verify or is another server's ([`Code::ReceiptMismatch`]), another account's
     /// ([`Code::AccountMismatch`]), or too old ([`Code::ReceiptExpired`]).
@@ -100,6 +101,10 @@ impl<R: Repository> Server<R> {
             return Err(Refusal::new(Code::ReceiptExpired, "the receipt does not buy a re-download any more"));
         }
         let until = now.after(self.policy.order_seconds);
-        self.repository.readmit(customer.account, receipt.order, bytes, until).await.map(crate::ordering::shown)
+        let mut order = self.repository.readmit(customer.account, receipt.order, bytes, until).await?;
+        let agreed: Confirmation = read_claims(&order.confirmation)?;
+        let anew = Confirmation { issued_at: now, expires_at: until, ..agreed };
+        order.confirmation = self.keys.get().statement.signer().sign(&anew)?;
+        Ok(crate::ordering::shown(order))
     }
 }

@@ -58,6 +58,16 @@ pub struct Delivered {
     pub chosen: String,
 }
 
+/// What `carry` needs to know besides the order.
+struct Errand {
+    way: Way,
+    target: PathBuf,
+    /// About how many bytes will come, for people; 0 where nobody said.
+    size: u64,
+    /// Whether the charge was taken before: then none is taken now.
+    paid: bool,
+}
+
 /// Buys a program for the processor of this device. Interrupted at any moment it is gone on with by calling it again: the
 /// idempotency key was stored before the order was placed, so nothing is ordered or charged twice.
 pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
@@ -75,23 +85,24 @@ pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
         "price": confirmation.price, "processor": confirmation.processor, "expires_at": confirmation.expires_at });
     let what = format!("{} {}", confirmation.program.name(), &*confirmation.version);
     device.story.step(1002, &format!("order {} of {what} confirmed: {}", confirmation.order, confirmation.price), facts);
-    let (target, size) = (wish.target.clone().unwrap_or_else(|| pending.target.clone()), pending.expected_size);
+    let target = wish.target.clone().unwrap_or_else(|| pending.target.clone());
+    let errand = Errand { way: wish.way, target, size: pending.expected_size, paid: false };
     let delivered = match order.state {
         OrderState::Confirmed => {
             device.api.agree(&confirmation.order, confirmation.digest()).await?;
             device.story.step(1002, &format!("agreed: {} held, nothing taken", confirmation.price), json!({ "held": confirmation.price }));
-            carry(device, &confirmation, &trust, wish.way, target, size).await
+            carry(device, &confirmation, &trust, &errand).await
         }
         OrderState::Authorised => {
             device.story.step(1002, &format!("going on with order {}: {} held", confirmation.order, confirmation.price), json!({}));
-            carry(device, &confirmation, &trust, wish.way, target, size).await
+            carry(device, &confirmation, &trust, &errand).await
         }
         // The last run ended between 1009 and 1011: it is paid, so the receipt buys the rest.
         OrderState::Settled => {
             let receipt = order.receipt.ok_or_else(|| Refusal::new(Code::OrderState, "a settled order came without its receipt"))?;
             device.home.store_receipt(&confirmation.order, &receipt.0)?;
             device.story.step(1009, &format!("order {} was charged before; its receipt fetches the rest", confirmation.order), json!({}));
-            fetch_again(device, &receipt.0, &trust, wish.way, target, size).await
+            fetch_again(device, &receipt.0, &trust, Errand { paid: true, ..errand }).await
         }
         OrderState::Expired => return Err(Refusal::new(Code::OrderExpired, format!("order {} ran out", confirmation.order))),
     }?;
@@ -106,7 +117,7 @@ pub async fn redownload(device: &Device<'_>, receipt: &[u8], way: Way, target: O
     first_path(device).await?;
     let claims: Receipt = read_claims(receipt)?;
     let target = target.map_or_else(|| default_target(claims.program.name()), Ok)?;
-    fetch_again(device, receipt, &trust, way, target, 0).await
+    fetch_again(device, receipt, &trust, Errand { way, target, size: 0, paid: true }).await
 }
 
 /// Sets the first path up: TLS to the server, whose certificate the log-in pinned or a public root signed, and the user's session.
@@ -118,7 +129,7 @@ async fn first_path(device: &Device<'_>) -> Result<Account> {
 }
 
 /// The way of a receipt: asks for the delivery, agrees to nothing, carries it.
-async fn fetch_again(device: &Device<'_>, receipt: &[u8], trust: &Trust, way: Way, target: PathBuf, size: u64) -> Result<Delivered> {
+async fn fetch_again(device: &Device<'_>, receipt: &[u8], trust: &Trust, errand: Errand) -> Result<Delivered> {
     let order = device.api.redownload(receipt).await?;
     let confirmation = verify_again(&order, receipt, trust)?;
     device.story.step(
@@ -126,25 +137,18 @@ async fn fetch_again(device: &Device<'_>, receipt: &[u8], trust: &Trust, way: Wa
         &format!("receipt accepted for order {}: no charge", confirmation.order),
         json!({ "order": confirmation.order }),
     );
-    carry(device, &confirmation, trust, way, target, size).await
+    carry(device, &confirmation, trust, &errand).await
 }
 
-/// From an order that is paid or whose price is held to the package on the disk. `size` is about how many bytes will come.
-async fn carry(
-    device: &Device<'_>,
-    confirmation: &Verified<Confirmation>,
-    trust: &Trust,
-    way: Way,
-    target: PathBuf,
-    size: u64,
-) -> Result<Delivered> {
+/// From an order that is paid or whose price is held to the package on the disk.
+async fn carry(device: &Device<'_>, confirmation: &Verified<Confirmation>, trust: &Trust, errand: &Errand) -> Result<Delivered> {
     let order = confirmation.order;
-    let mut partial = Partial::beside(&target)?; // A folder that cannot be written is found out before anything is delivered.
+    let mut partial = Partial::beside(&errand.target)?; // A folder that cannot be written is found out before anything is delivered.
 
     // 1105 (1003-1007): server and processor authenticate each other and the program goes over; the client relays or stands by.
     let ticket = device.api.ticket(&order).await?;
     let Received { mut conversation, acknowledgement, body_size, chosen, relayed } =
-        receive(device, confirmation, &ticket, way, size).await?;
+        receive(device, confirmation, &ticket, errand.way, errand.size).await?;
     let text = "server and processor proved themselves to each other (1004-1006) and the encrypted program went over";
     device.story.step(1007, text, json!({ "relayed": relayed, "chosen": chosen }));
 
@@ -162,8 +166,9 @@ async fn carry(
     check_receipt(&receipt, confirmation)?;
     let receipt_path = device.home.store_receipt(&order, receipt.bytes())?;
     check_token(&read_claims(&token.0)?, confirmation)?;
-    let facts = json!({ "receipt": receipt.number, "amount": receipt.amount, "payment": &*receipt.payment, "path": receipt_path });
-    device.story.step(1009, &format!("{} charged; receipt {} stored", receipt.amount, receipt.number), facts);
+    let facts = json!({ "receipt": receipt.number, "charged": !errand.paid, "amount": receipt.amount, "payment": &*receipt.payment, "path": receipt_path });
+    let charged = if errand.paid { "nothing charged; the same".to_owned() } else { format!("{} charged;", receipt.amount) };
+    device.story.step(1009, &format!("{charged} receipt {} stored", receipt.number), facts);
 
     // 1113 (1010): the token goes to the processor, which verifies it.
     let (mut conversation, package, size) = blocking(move || {

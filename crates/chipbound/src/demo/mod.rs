@@ -161,7 +161,7 @@ fn choose(arguments: &Arguments) -> Result<Program> {
 }
 
 async fn parties(teller: &Teller, exe: &Path, folder: &Path) -> Result<World> {
-    teller.part("The parties, each a process of its own under this user");
+    teller.part("The parties, each a process of its own (under this one user, against whom a processor promises nothing)");
     let world = World::start(exe, folder, 2, "").await?;
     let pid = |number: usize| world.daemons[number].pid();
     let said = |role: &str, place: String, pid: u32| {

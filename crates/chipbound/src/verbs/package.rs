@@ -7,7 +7,10 @@ use crate::control::{Conversation, unexpected};
 use crate::home::Home;
 use crate::output::Output;
 use chipbound_host::files::Pending;
+use chipbound_sealing::Package;
 use chipbound_wire::control::{Request, Response};
+use chipbound_wire::documents::Terms;
+use chipbound_wire::signed::read_claims;
 use chipbound_wire::{Code, Refusal, Result};
 use clap::Subcommand;
 use serde_json::json;
@@ -82,11 +85,26 @@ fn opened(response: Response) -> Result<u64> {
 }
 
 async fn inspect(socket: PathBuf, output: &Output, package: &Path) -> Result<()> {
-    match ask(socket, output, Request::Inspect, vec![file(package)?.into()]).await? {
+    let opened = file(package)?;
+    let parts = Package::read(&opened)?;
+    match ask(socket, output, Request::Inspect, vec![opened.into()]).await? {
         Response::Inspected { manifest, title } => {
-            let title = &*title;
-            let text = format!("{}: {title}, whole, can be opened by this processor\nmanifest {manifest}", package.display());
-            output.result(text, &json!({ "package": package, "title": title, "manifest": manifest }));
+            // The processor has just verified these documents.
+            let terms: Terms = read_claims(&parts.documents.terms)?;
+            let (title, size, sealed) = (&*title, parts.layout.body_size(), parts.layout.sealed_bytes());
+            let text = format!(
+                "{}: {title}, whole, can be opened by this processor\n{} of {}, {} sealed ({}, {} key)\norder {}\nmanifest {manifest}",
+                package.display(),
+                terms.format,
+                bytes(size),
+                bytes(sealed),
+                terms.suite,
+                terms.key_mode,
+                terms.order
+            );
+            let value = json!({ "package": package, "title": title, "manifest": manifest, "format": terms.format, "order": terms.order,
+                "bytes": size, "sealed_bytes": sealed, "suite": terms.suite, "key_mode": terms.key_mode });
+            output.result(text, &value);
             Ok(())
         }
         other => Err(unexpected(&other)),
