@@ -1,5 +1,6 @@
 //! What the authority remembers, in SQLite: vouchers by digest, certificates, revocations. Every method is one transaction.
 
+use chipbound_host::files::{PRIVATE, write_new};
 use chipbound_wire::certificate::Role;
 use chipbound_wire::{Code, Digest, Hex, KeyId, Refusal, Result, Time};
 use sqlx::migrate::{MigrateError, Migrator};
@@ -126,18 +127,19 @@ pub struct Store {
 impl Store {
     /// Makes the database, which must not be there yet.
     pub async fn create(path: &Path) -> Result<Self> {
-        Self::connect(path, true).await
+        // SQLite gives its other files the mode of this one.
+        write_new(path, b"", PRIVATE)?;
+        Self::connect(path).await
     }
 
     /// Opens the database. One of a newer version is refused and not touched.
     pub async fn open(path: &Path) -> Result<Self> {
-        Self::connect(path, false).await
+        Self::connect(path).await
     }
 
-    async fn connect(path: &Path, create: bool) -> Result<Self> {
+    async fn connect(path: &Path) -> Result<Self> {
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .create_if_missing(create)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
