@@ -36,10 +36,15 @@ pub(crate) struct World {
 impl World {
     /// One authority, one server with these lines in its `[policy]`, so many processors.
     pub(crate) fn start(policy: &str, processors: usize) -> Self {
+        Self::start_by(Path::new(CHIPBOUND), policy, processors)
+    }
+
+    /// The same with `exe` in the command's place: something that becomes the command in the end.
+    pub(crate) fn start_by(exe: &Path, policy: &str, processors: usize) -> Self {
         let folder = tempfile::Builder::new().prefix("chipbound-test-").tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let daemons = runtime.block_on(async {
-            let daemons = Daemons::start(Path::new(CHIPBOUND), folder.path(), processors, policy).await.unwrap();
+            let daemons = Daemons::start(exe, folder.path(), processors, policy).await.unwrap();
             daemons.account("ada", "customer", PASSWORD, Some(DEPOSIT)).await.unwrap();
             daemons.account("acme", "vendor", PASSWORD, None).await.unwrap();
             daemons.log_in("ada", PASSWORD).await.unwrap();
