@@ -38,18 +38,39 @@ pub fn roots(home: &Home, told: Option<&Path>) -> Result<Vec<Vec<u8>>> {
     Ok(vec![der])
 }
 
-/// Reads a receipt's bytes: a file, or the order whose receipt is kept here.
+/// Reads a receipt's bytes: a file, or the order or the number of a receipt that is kept here.
 pub fn find(home: &Home, name: &str) -> Result<Vec<u8>> {
     let path = Path::new(name);
-    let kept = name.parse::<OrderId>().ok().map(|order| home.receipt_path(&order));
-    match kept {
-        Some(kept) if !path.exists() => {
-            if !kept.exists() {
-                return Err(Refusal::new(Code::UnknownOrder, format!("no receipt of order {name} is kept here")));
-            }
-            chipbound_host::files::read(&kept, MAX_DOCUMENT)
+    if path.exists() {
+        return chipbound_host::files::read(path, MAX_DOCUMENT);
+    }
+    if let Ok(number) = name.parse::<u64>() {
+        return of_number(home, number);
+    }
+    let unknown = |what: &str| Refusal::new(Code::UnknownOrder, format!("{name} is no file, and no receipt of {what} is kept here"));
+    let order = name.parse::<OrderId>().map_err(|_| unknown("that order or number"))?;
+    match home.receipt_path(&order) {
+        kept if kept.exists() => chipbound_host::files::read(&kept, MAX_DOCUMENT),
+        _ => Err(unknown("that order")),
+    }
+}
+
+/// The one receipt with this number; each seller counts from 1, so there may be several.
+fn of_number(home: &Home, number: u64) -> Result<Vec<u8>> {
+    let mut found = Vec::new();
+    for (_, bytes) in home.receipts()? {
+        let claims: Receipt = read_claims(&bytes)?;
+        if claims.number == number {
+            found.push((claims.order.to_string(), bytes));
         }
-        _ => chipbound_host::files::read(path, MAX_DOCUMENT),
+    }
+    match found.len() {
+        1 => Ok(found.remove(0).1),
+        0 => Err(Refusal::new(Code::UnknownOrder, format!("no receipt {number} is kept here"))),
+        _ => {
+            let orders: Vec<_> = found.into_iter().map(|(order, _)| order).collect();
+            Err(Refusal::new(Code::UnknownOrder, format!("several sellers gave a receipt {number}; name its order: {}", orders.join(", "))))
+        }
     }
 }
 

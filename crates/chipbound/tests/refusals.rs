@@ -88,12 +88,13 @@ fn a_purchase_that_a_receipt_would_give_for_nothing_is_refused_and_the_receipt_g
     world.buy("ls", &[]);
     let said = refused(world.ada(&["buy", "ls", "-o", "second"]), Code::AlreadyBought);
     let order = said.split("order ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
-    for (number, way) in [&[][..], &["--own-line"]].into_iter().enumerate() {
-        good(world.ada(&["redownload", &order, "-o", &format!("again-{number}")]).args(way));
+    for (number, (named, way)) in [(order.as_str(), &[][..]), ("1", &["--own-line"])].into_iter().enumerate() {
+        good(world.ada(&["redownload", named, "-o", &format!("again-{number}")]).args(way));
         good(world.ada(&["run", &format!("./again-{number}"), "--version"]));
         assert_eq!((world.balance().0.as_str(), world.receipts()), ("90.00 EUR", 1), "no second charge, no second receipt");
     }
 
+    refused(world.ada(&["redownload", "2", "-o", "none"]), Code::UnknownOrder);
     let second = world.daemons.sockets[1].to_str().unwrap();
     refused(world.ada(&["redownload", &order, "-o", "stolen", "--processor", second]), Code::ProcessorMismatch);
     let kept = world.home("ada").receipt_path(&order.parse::<OrderId>().unwrap());
