@@ -162,7 +162,7 @@ async fn second_path<R: Repository>(
 ) -> Result<Response, ApiError> {
     let ticket = headers.get(TICKET_HEADER).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<Digest>().ok());
     let ticket = ticket.ok_or_else(|| Refusal::new(Code::TicketInvalid, "the request carries no ticket"))?;
-    let place = server.take_place()?;
+    let place = server.places.give(server.places.take()?, customer.account)?;
     let order = server.redeem_ticket(&ticket, Some(customer.account)).await?;
     let (response, stream) = upgrade.accept();
     server.deliver_in_tunnel(order, place, stream);

@@ -77,6 +77,8 @@ pub struct Policy {
     pub session_seconds: u64,
     /// Deliveries at once.
     pub deliveries: usize,
+    /// Deliveries at once of one account.
+    pub deliveries_per_account: usize,
 }
 
 impl Default for Policy {
@@ -97,6 +99,7 @@ impl Default for Policy {
             ticket_seconds: 60,
             session_seconds: 12 * 3600,
             deliveries: 64,
+            deliveries_per_account: 16,
         }
     }
 }
@@ -119,8 +122,10 @@ impl Policy {
         if self.suites.is_empty() {
             return bad("suites must name at least one");
         }
-        if [self.order_seconds, self.ticket_seconds, self.session_seconds, self.deliveries as u64].contains(&0) {
-            return bad("order_seconds, ticket_seconds, session_seconds and deliveries must be at least 1");
+        if [self.order_seconds, self.ticket_seconds, self.session_seconds, self.deliveries as u64, self.deliveries_per_account as u64]
+            .contains(&0)
+        {
+            return bad("order_seconds, ticket_seconds, session_seconds, deliveries and deliveries_per_account must be at least 1");
         }
         if self.deliveries > 4096 {
             return bad("deliveries is at most 4096, each is a thread");

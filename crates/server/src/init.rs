@@ -142,6 +142,7 @@ url = \"{authority}\"
 # ticket_seconds = 60
 # session_seconds = 43200
 # deliveries = 64
+# deliveries_per_account = 16
 ",
         listen = wishes.listen,
         authority = wishes.authority,

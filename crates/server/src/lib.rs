@@ -24,6 +24,7 @@ pub mod keys;
 pub mod line;
 pub mod ordering;
 mod packing;
+mod places;
 pub mod publishing;
 pub mod run;
 mod server;

@@ -2,6 +2,7 @@
 //! thread; strangers cost neither a thread nor a handshake.
 
 use crate::deliver::deliver;
+use crate::places::Place;
 use crate::server::Server;
 use crate::storage::{Repository, StoredOrder};
 use chipbound_transport::{RawStream, Timeouts, refusal_of};
@@ -15,7 +16,6 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// How long a newcomer on the line may take for its magic and ticket.
 const TICKET_TIME: Duration = Duration::from_secs(5);
@@ -31,16 +31,7 @@ const GRACE: Duration = Duration::from_secs(120);
 /// Bytes per second.
 const FLOOR: u64 = 4 * 1024;
 
-/// A place among the deliveries, freed when dropped.
-pub(crate) type Place = OwnedSemaphorePermit;
-
 impl<R: Repository> Server<R> {
-    /// A place for one delivery; [`Code::Busy`] where all are taken.
-    pub(crate) fn take_place(&self) -> Result<Place> {
-        let taken = self.places.clone().try_acquire_owned();
-        taken.map_err(|e| Refusal::new(Code::Busy, "too many deliveries at once").because(e))
-    }
-
     /// Delivers `order` through the tunnel that `stream` becomes.
     pub(crate) fn deliver_in_tunnel(
         self: &Arc<Self>,
@@ -106,8 +97,9 @@ async fn admit<R: Repository>(server: Arc<Server<R>>, mut tcp: TcpStream, peer: 
     let admitted = async {
         let ticket = tokio::time::timeout(TICKET_TIME, read_ticket(&mut tcp)).await;
         let ticket = ticket.map_err(|e| Refusal::new(Code::TimedOut, "no ticket in time").because(e))??;
-        let place = server.take_place()?;
+        let place = server.places.take()?;
         let order = server.redeem_ticket(&ticket, None).await?;
+        let place = server.places.give(place, order.account)?;
         Ok::<_, Refusal>((order, place, blocking(tcp)?))
     };
     match admitted.await {

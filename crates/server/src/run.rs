@@ -90,7 +90,7 @@ pub async fn serve_until(config: Config, shutdown: impl Future<Output = ()>, rea
     serve(first_path, tls, api::router(server.clone()), ServeLimits::default(), shutdown).await?;
     tasks.shutdown().await;
     let all = u32::try_from(config.policy.deliveries).unwrap_or(u32::MAX);
-    if timeout(GRACE, server.places.acquire_many(all)).await.is_err() {
+    if timeout(GRACE, server.places.all_free(all)).await.is_err() {
         tracing::warn!("deliveries were still under way when the time of grace ended");
     }
     repository.close().await;

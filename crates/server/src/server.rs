@@ -5,12 +5,12 @@ use crate::blobs::Blobs;
 use crate::config::Policy;
 use crate::keys::SharedKeys;
 use crate::packing::Making;
+use crate::places::Places;
 use crate::storage::Repository;
 use chipbound_host::Kek;
 use chipbound_session::tls::SharedTrust;
 use chipbound_wire::{Result, Time};
 use std::sync::{Arc, OnceLock};
-use tokio::sync::Semaphore;
 
 /// Where the time comes from.
 pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
@@ -46,7 +46,7 @@ pub struct Server<R> {
     /// Common packages that are being made.
     pub(crate) making: Making,
     /// Places for deliveries.
-    pub(crate) places: Arc<Semaphore>,
+    pub(crate) places: Places,
     /// `host:port` of the line of its own, once it listens.
     pub(crate) line: OnceLock<String>,
 }
@@ -61,7 +61,7 @@ impl<R: Repository> Server<R> {
     /// Puts the parts together.
     pub fn new(parts: Parts<R>) -> Result<Arc<Self>> {
         let Parts { repository, blobs, keys, trust, kek, policy, clock } = parts;
-        let places = Arc::new(Semaphore::new(policy.deliveries));
+        let places = Places::new(policy.deliveries, policy.deliveries_per_account);
         let passwords = Passwords::new()?;
         Ok(Arc::new(Self {
             repository,
@@ -96,7 +96,7 @@ impl<R: Repository> Server<R> {
     /// How many more deliveries could begin now.
     #[must_use]
     pub fn free_places(&self) -> usize {
-        self.places.available_permits()
+        self.places.free()
     }
 
     /// Removes what a killed server left half-written; before anything else runs.

@@ -298,7 +298,7 @@ async fn a_server_made_by_its_verbs_sells_survives_a_kill_and_heeds_a_revocation
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn secrets_lie_sealed_in_private_files_and_no_other_user_learns_them_from_proc() {
+async fn secrets_lie_sealed_in_private_files_and_core_dumps_are_off() {
     let installation = Installation::new().await;
     let daemon = installation.start().await;
     let shop = installation.folder.path().join("shop");
