@@ -10,7 +10,7 @@ use rustix::mm::ProtFlags;
 use rustix::process::Pid;
 
 use crate::error::{LoadError, system};
-use crate::handover::{Listener, SCRATCH, received};
+use crate::handover::{CONNECT_TRIES, Listener, SCRATCH, received};
 use crate::image::{Image, Part};
 use crate::inject::{CallError, Injector, Memory};
 use crate::layout::Expected;
@@ -202,8 +202,7 @@ impl AtExec {
         self.listener.open()?;
         let kind = (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
         let socket = self.try_call(libc::SYS_socket, [libc::AF_UNIX as u64, kind, 0, 0, 0, 0]).map_err(out_of_reach("socket"))?;
-        let (address, length) = self.listener.address(at);
-        self.try_call(libc::SYS_connect, [socket, address, length, 0, 0, 0]).map_err(out_of_reach("connect"))?;
+        self.connect(socket, at)?;
         let connection = self.listener.hand_over(self.traced.pid(), image.descriptor())?;
         let flags = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
         self.call("recvmsg", libc::SYS_recvmsg, [socket, Listener::message(at), flags, 0, 0, 0])?;
@@ -212,6 +211,18 @@ impl AtExec {
         self.memory.read(at, &mut area)?;
         let file = received(&area).ok_or(LoadError::TooFewDescriptors)?;
         Ok((socket, u64::from(file)))
+    }
+
+    /// Connects the process's socket. Strangers can fill the queue before it, and are sent away.
+    fn connect(&mut self, socket: u64, at: u64) -> Result<(), LoadError> {
+        let (address, length) = self.listener.address(at);
+        for _ in 1..CONNECT_TRIES {
+            match self.try_call(libc::SYS_connect, [socket, address, length, 0, 0, 0]) {
+                Err(CallError::Refused(error)) if error.raw_os_error() == Some(libc::EAGAIN) => self.listener.dismiss_strangers(),
+                other => return other.map(drop).map_err(out_of_reach("connect")),
+            }
+        }
+        self.call("connect", libc::SYS_connect, [socket, address, length, 0, 0, 0]).map(drop)
     }
 
     fn map(&mut self, part: &Part, bias: u64, file: u64) -> Result<(), LoadError> {

@@ -14,8 +14,10 @@ use rustix::process::Pid;
 
 use crate::error::{LoadError, system};
 
-/// How many strangers may queue before the process.
-const BACKLOG: i32 = 64;
+/// How many strangers may queue before the process; kernels cap it by `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// How often the process connects where strangers fill the queue faster than it is emptied.
+pub(crate) const CONNECT_TRIES: u32 = 64;
 
 // The scratch area, offsets in bytes: a sockaddr_un, a msghdr (56), its iovec (16) and byte, its control buffer (24).
 const ADDRESS: usize = 0;
@@ -79,6 +81,15 @@ impl Listener {
     /// Address of the message header in the scratch area at `at`.
     pub(crate) fn message(at: u64) -> u64 {
         at + MESSAGE as u64
+    }
+
+    /// Empties the queue, which strangers filled before the process could connect.
+    pub(crate) fn dismiss_strangers(&self) {
+        for _ in 0..=BACKLOG {
+            if accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).is_err() {
+                return;
+            }
+        }
     }
 
     /// Takes the connection of this very process out of the queue, hands the file over on it and returns it. The process must have
@@ -151,6 +162,24 @@ mod tests {
         for stranger in &strangers {
             assert_eq!(got(stranger), (0, 0), "only the end of the connection");
         }
+    }
+
+    /// A stranger's connection stays in the queue when he has closed his end.
+    #[test]
+    fn a_queue_that_strangers_filled_is_emptied_for_the_process() {
+        let listener = Listener::bind().unwrap();
+        listener.open().unwrap();
+        let name = SocketAddrUnix::new_abstract_name(&listener.name).unwrap();
+        let knock = || {
+            let stranger = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None).unwrap();
+            connect(&stranger, &name).map(|()| stranger)
+        };
+        let full = (0..=BACKLOG + 1).find_map(|_| knock().err());
+        assert_eq!(full, Some(Errno::AGAIN));
+        listener.dismiss_strangers();
+        let process = knock().unwrap();
+        listener.hand_over(getpid(), std::fs::File::open("/dev/null").unwrap().as_fd()).unwrap();
+        assert_eq!(got(&process), (1, 1));
     }
 
     #[test]
