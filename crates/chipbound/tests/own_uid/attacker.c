@@ -1,0 +1,177 @@
+/* What a customer can try against a process of his own uid. The marker is in no argument: it is recognised by its first bytes.
+ *   attacker try PID ADDRESS            prints the name of every way that got at the process
+ *   attacker race WAY ROUNDS ADDRESS COMMAND...   starts COMMAND so often, races against each start, and prints what came of it
+ * Ways of racing: memory (mem, process_vm_readv), trace (ptrace), socket (duplicates of the client's sockets, connections to
+ * every abstract name). */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/personality.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static unsigned long address;
+static long opened, leaked, traced, sockets, strangers, descriptors;
+
+static int marker(const char *bytes, long count) { return count >= 32 && !memcmp(bytes, "only-the-processor-may-read-this", 32); }
+
+static int from_file(int fd) {
+    char bytes[64];
+    return marker(bytes, pread(fd, bytes, sizeof bytes, address));
+}
+
+static int from_memory(pid_t pid) {
+    char bytes[64];
+    struct iovec here = {bytes, sizeof bytes}, there = {(void *)address, sizeof bytes};
+    return marker(bytes, process_vm_readv(pid, &here, 1, &there, 1, 0));
+}
+
+/* A traced process that stopped; its memory is looked at. */
+static int from_trace(pid_t pid) {
+    long words[8];
+    for (int n = 0; n < 8; n++) {
+        errno = 0;
+        words[n] = ptrace(PTRACE_PEEKTEXT, pid, address + 8 * n, 0);
+        if (errno) return 0;
+    }
+    return marker((char *)words, sizeof words);
+}
+
+/* How many descriptors lie on a socket. They are left there: a client that is disturbed would not go on. */
+static int received(int socket) {
+    char byte[64], control[CMSG_SPACE(16 * sizeof(int))];
+    struct iovec vector = {byte, sizeof byte};
+    struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    if (recvmsg(socket, &message, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC) < 0) return 0;
+    int count = 0;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
+        if (c->cmsg_type == SCM_RIGHTS) count += (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    return count;
+}
+
+static void try_all(pid_t pid) {
+    char path[64];
+    const char *files[] = {"mem", "maps", "environ", "auxv", "exe", "fd/0", "pagemap", "syscall", "stack"};
+    for (unsigned n = 0; n < sizeof files / sizeof *files; n++) {
+        snprintf(path, sizeof path, "/proc/%d/%s", pid, files[n]);
+        int fd = open(path, O_RDONLY | O_NONBLOCK);
+        if (fd >= 0) puts(files[n]);
+        if (fd >= 0 && !n && from_file(fd)) puts("the code, from mem");
+    }
+    if (from_memory(pid)) puts("the code, by process_vm_readv");
+    int pidfd = syscall(SYS_pidfd_open, pid, 0);
+    if (syscall(SYS_pidfd_getfd, pidfd, 0, 0) >= 0) puts("pidfd_getfd");
+    if (!ptrace(PTRACE_SEIZE, pid, 0, 0)) {
+        puts("ptrace");
+        ptrace(PTRACE_INTERRUPT, pid, 0, 0);
+        waitpid(pid, NULL, __WALL);
+        if (from_trace(pid)) puts("the code, by ptrace");
+        ptrace(PTRACE_DETACH, pid, 0, 0);
+    }
+}
+
+static void race_memory(pid_t pid, int *kept, int *count) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/mem", pid);
+    int fd = open(path, O_RDWR);
+    if (fd >= 0) {
+        opened++;
+        if (*count < 64) kept[(*count)++] = fd;
+        else close(fd);
+    }
+    for (int n = 0; n < *count; n++) leaked += from_file(kept[n]);
+    leaked += from_memory(pid);
+}
+
+/* Whether the process ended meanwhile. */
+static int race_trace(pid_t pid, int *status) {
+    if (ptrace(PTRACE_SEIZE, pid, 0, PTRACE_O_TRACEEXEC)) return 0;
+    traced++;
+    for (int n = 0; n < 50; n++) {
+        ptrace(PTRACE_INTERRUPT, pid, 0, 0);
+        if (waitpid(pid, status, __WALL) == pid && !WIFSTOPPED(*status)) return 1;
+        leaked += from_trace(pid);
+        ptrace(PTRACE_CONT, pid, 0, 0);
+        usleep(200);
+    }
+    ptrace(PTRACE_INTERRUPT, pid, 0, 0);
+    if (waitpid(pid, status, __WALL) == pid && !WIFSTOPPED(*status)) return 1;
+    ptrace(PTRACE_DETACH, pid, 0, 0);
+    return 0;
+}
+
+static void race_socket(pid_t pid, int *kept, int *count) {
+    int pidfd = syscall(SYS_pidfd_open, pid, 0);
+    for (int n = 3; n < 12; n++) {
+        int fd = syscall(SYS_pidfd_getfd, pidfd, n, 0), type;
+        socklen_t length = sizeof type;
+        if (fd < 0) continue;
+        if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length)) { close(fd); continue; }
+        sockets++;
+        descriptors += received(fd);
+        if (*count < 64) kept[(*count)++] = fd;
+        else close(fd);
+    }
+    close(pidfd);
+    char line[256];
+    FILE *all = fopen("/proc/net/unix", "r");
+    while (fgets(line, sizeof line, all)) {
+        char *name = strchr(line, '@');
+        if (!name) continue;
+        name[strcspn(name, "\n")] = 0;
+        for (int kind = 0; kind < 2; kind++) {
+            struct sockaddr_un to = {.sun_family = AF_UNIX};
+            memcpy(to.sun_path + 1, name + 1, strlen(name + 1));
+            int fd = socket(AF_UNIX, (kind ? SOCK_STREAM : SOCK_SEQPACKET) | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+            if (fd < 0) continue;
+            if (connect(fd, (struct sockaddr *)&to, 3 + strlen(name + 1))) { close(fd); continue; }
+            strangers++;
+            if (*count < 64) kept[(*count)++] = fd;
+            else close(fd);
+        }
+    }
+    fclose(all);
+    for (int n = 0; n < *count; n++) descriptors += received(kept[n]);
+}
+
+int main(int argc, char **argv) {
+    if (!strcmp(argv[1], "try")) {
+        address = strtoul(argv[3], NULL, 16);
+        try_all(atoi(argv[2]));
+        return 0;
+    }
+    long rounds = atol(argv[3]), ran = 0, refused = 0, others = 0;
+    address = strtoul(argv[4], NULL, 16);
+    for (long round = 0; round < rounds; round++) {
+        pid_t pid = fork();
+        if (!pid) {
+            personality(ADDR_NO_RANDOMIZE);
+            execv(argv[5], argv + 5);
+            _exit(99);
+        }
+        int kept[64], count = 0, status;
+        usleep(round * 37 % 20000); /* Each round begins at another moment of the start. */
+        for (;;) {
+            pid_t ended = waitpid(pid, &status, WNOHANG);
+            if (ended == pid && (WIFEXITED(status) || WIFSIGNALED(status))) break;
+            if (!strcmp(argv[2], "memory")) race_memory(pid, kept, &count);
+            else if (!strcmp(argv[2], "trace")) { if (race_trace(pid, &status)) break; }
+            else race_socket(pid, kept, &count);
+        }
+        while (count) close(kept[--count]);
+        if (WIFEXITED(status) && WEXITSTATUS(status) == 0) ran++;
+        else if (WIFEXITED(status) && WEXITSTATUS(status) == 126) refused++;
+        else others++;
+    }
+    printf("%ld ran %ld refused %ld others %ld opened %ld traced %ld sockets %ld strangers %ld descriptors %ld leaked\n", ran, refused,
+           others, opened, traced, sockets, strangers, descriptors, leaked);
+    return 0;
+}
