@@ -285,8 +285,8 @@ fn duplicates_of_the_clients_sockets_and_strange_connections_get_no_descriptor()
         return;
     }
     let installed = Installed::new();
-    let [ran, _, _, _, _, sockets, _, descriptors, leaked] = installed.race_run("socket", 200);
-    assert!(sockets > 0, "the client's sockets were duplicated");
+    let [ran, _, _, _, _, sockets, strangers, descriptors, leaked] = installed.race_run("socket", 200);
+    assert!(sockets > 0 && strangers > 0, "{sockets} duplicates of the client's sockets, {strangers} connections to the starts");
     assert_eq!((ran, descriptors, leaked), (200, 0, 0));
 }
 
