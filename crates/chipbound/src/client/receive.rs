@@ -70,13 +70,19 @@ pub async fn receive(device: &Device<'_>, confirmation: &Verified<Confirmation>,
     }
 }
 
-/// Shows how many bytes were carried while the delivery goes on: in the tunnel the client counts for itself.
+/// Shows how many bytes were carried while the delivery goes on: in the tunnel the client counts for itself, TLS and all. A size
+/// of 0 is one that nobody said.
 async fn watched<T>(device: &Device<'_>, delivery: impl Future<Output = T>, carried: &AtomicU64, size: u64) -> T {
     let mut delivery = std::pin::pin!(delivery);
+    let so_far = || match carried.load(Ordering::Relaxed) {
+        done if size == 0 => done,
+        done => done.min(size),
+    };
+    device.story.progress(0, size); // The rate counts from here.
     loop {
         tokio::select! {
             ended = &mut delivery => return ended,
-            () = tokio::time::sleep(TICK) => device.story.progress(carried.load(Ordering::Relaxed), size),
+            () = tokio::time::sleep(TICK) => device.story.progress(so_far(), size),
         }
     }
 }
