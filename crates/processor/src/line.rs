@@ -13,7 +13,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, Scope};
+use std::thread::{self, Scope, Thread};
 use std::time::{Duration, Instant};
 
 /// Bytes that must come or go within each time of silence that is allowed.
@@ -49,8 +49,8 @@ impl Stream {
         let line = self.socket.try_clone().map_err(failed)?;
         let client = connection.watched().map_err(failed)?;
         let (moved, over, cancelled) = (Arc::clone(&self.moved), Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let watch = Watch { over: Arc::clone(&over), cancelled: Arc::clone(&cancelled) };
-        scope.spawn(move || {
+        let watched = (Arc::clone(&over), Arc::clone(&cancelled));
+        let watching = scope.spawn(move || {
             let (mut since, mut then) = (Instant::now(), 0);
             while !over.load(Ordering::Relaxed) {
                 thread::park_timeout(LOOK_EVERY);
@@ -66,7 +66,7 @@ impl Stream {
                 }
             }
         });
-        Ok(watch)
+        Ok(Watch { over: watched.0, cancelled: watched.1, thread: watching.thread().clone() })
     }
 }
 
@@ -75,6 +75,7 @@ impl Stream {
 pub struct Watch {
     over: Arc<AtomicBool>,
     cancelled: Arc<AtomicBool>,
+    thread: Thread,
 }
 
 impl Watch {
@@ -88,6 +89,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
+        self.thread.unpark(); // The delivery must not wait for the next look.
     }
 }
 
