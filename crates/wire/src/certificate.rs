@@ -5,14 +5,18 @@
 //! server. A processor's leaf carries its sealing keys and the class of its key store in one extension
 //! ([`SEALING_KEYS_OID`]).
 
+mod known;
+
 use crate::bounded::{Bytes, List, decode};
 use crate::error::{Code, Refusal, Result};
 use crate::ids::{KeyId, Time};
 use crate::limits::{MAX_CERTIFICATE, MAX_CHAIN, MAX_CHOICES, MAX_KEM_BYTES, MAX_REVOCATION_LIST};
 pub use crate::suite::Role;
 use crate::suite::{Class, Kem};
+use known::KnownSignatures;
 use minicbor::{Decode, Encode};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use std::sync::Arc;
 use std::time::Duration;
 use webpki::{BorrowedCertRevocationList, CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList};
 use webpki::{RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy};
@@ -139,6 +143,7 @@ impl Certified {
 pub struct Trust {
     root: CertificateDer<'static>,
     revocations: Option<CertRevocationList<'static>>,
+    known: Arc<KnownSignatures>,
 }
 
 impl std::fmt::Debug for Trust {
@@ -152,10 +157,10 @@ impl Trust {
     pub fn new(root: &[u8]) -> Result<Self> {
         let root = CertificateDer::from(root.to_vec());
         anchor(&root)?;
-        Ok(Self { root, revocations: None })
+        Ok(Self { root, revocations: None, known: Arc::default() })
     }
 
-    /// The same with a revocation list (DER), whose signature and age are checked whenever a certificate is. With a list, a
+    /// The same with a revocation list (DER); its age is checked whenever a certificate is, its signature once. With a list, a
     /// list past its next update refuses everything with [`Code::RevocationListStale`].
     pub fn with_revocations(&self, list: &[u8]) -> Result<Self> {
         if list.len() > MAX_REVOCATION_LIST {
@@ -163,7 +168,7 @@ impl Trust {
         }
         BorrowedCertRevocationList::from_der(list)
             .and_then(|_| OwnedCertRevocationList::from_der(list))
-            .map(|list| Self { root: self.root.clone(), revocations: Some(list.into()) })
+            .map(|list| Self { root: self.root.clone(), revocations: Some(list.into()), known: self.known.clone() })
             .map_err(|e| Refusal::new(Code::Malformed, format!("not a revocation list: {e}")).because(e))
     }
 
@@ -189,7 +194,7 @@ impl Trust {
         let time = UnixTime::since_unix_epoch(Duration::from_secs(at.0));
         let usage = KeyUsage::required(role.oid_der());
         end_entity
-            .verify_for_usage(&[webpki::aws_lc_rs::ECDSA_P256_SHA256], &anchors, &issuers, time, usage, revocation, None)
+            .verify_for_usage(&[&*self.known], &anchors, &issuers, time, usage, revocation, None)
             .map_err(|e| chain_error(&e, role))?;
         read_profile(&leaf, role)
     }
