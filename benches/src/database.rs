@@ -18,11 +18,14 @@ use std::time::Instant;
 
 const NOW: Time = Time(1_800_000_000);
 const BUYER: AccountId = AccountId([1; 16]);
+const TOKEN: Digest = Digest([18; 32]);
 const VENDOR: AccountId = AccountId([2; 16]);
 /// Bytes of a signed document of the usual size, its certificates in it.
 const DOCUMENT: usize = 1500;
 /// Tickets of one order at once.
 const TICKETS: u32 = 8;
+/// Requests of one delivery on the first path, each with a bearer token.
+const REQUESTS: usize = 7;
 
 /// What one order costs, in milliseconds.
 #[derive(Debug, Default)]
@@ -56,6 +59,7 @@ async fn prepare(repository: &SqliteRepository, orders: u64) -> Outcome<StoredRe
         let new = NewAccount { account, user: user.to_owned(), role, password: "none".to_owned(), created_at: NOW };
         repository.add_account(&new).await?;
     }
+    repository.open_session(BUYER, TOKEN, NOW.after(3600), 1).await?;
     let price: Amount = "1.00 EUR".parse()?;
     repository.deposit("buyer", Amount { minor: price.minor * orders, ..price }, NOW).await?;
     let signed_manifest = vec![3; DOCUMENT];
@@ -89,6 +93,10 @@ async fn prepare(repository: &SqliteRepository, orders: u64) -> Outcome<StoredRe
 async fn one_order(repository: &SqliteRepository, release: &StoredRelease) -> Outcome<()> {
     let confirmation = [vec![7; DOCUMENT], fresh::<16>(&mut SystemRandom).to_vec()].concat();
     let order = OrderId(fresh(&mut SystemRandom));
+    for _ in 0..REQUESTS {
+        repository.session(TOKEN, NOW).await?;
+    }
+    repository.balances(BUYER).await?;
     repository.catalogue().await?;
     repository.find_release("sample", None).await?;
     repository.place_order(&new_order(order, release, &confirmation)).await?;

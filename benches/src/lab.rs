@@ -54,6 +54,8 @@ impl Way {
 pub(crate) struct Lab {
     folder: PathBuf,
     chipbound: PathBuf,
+    /// `https://host:port` of the server.
+    url: String,
     processor: Option<Daemon>,
     server: Daemon,
     _authority: Daemon,
@@ -82,8 +84,10 @@ impl Lab {
 
         let voucher = setup.voucher("vendor")?;
         setup.say(&format!("vendor init --authority {authority_url} --voucher {voucher} --home vendor"))?;
-        setup.accounts(&server_url)?;
-        Ok(Self { folder: folder.to_owned(), chipbound: chipbound.to_owned(), processor: Some(processor), server, _authority: authority })
+        setup.account(&server_url, "vendor", "vendor")?;
+        setup.account(&server_url, "customer", "customer")?;
+        let (folder, chipbound) = (folder.to_owned(), chipbound.to_owned());
+        Ok(Self { folder, chipbound, url: server_url, processor: Some(processor), server, _authority: authority })
     }
 
     fn setup(&self) -> Setup<'_> {
@@ -98,6 +102,17 @@ impl Lab {
     /// The processor's process.
     pub(crate) fn processor(&self) -> Outcome<i32> {
         self.processor.as_ref().map(Daemon::pid).ok_or_else(|| failed("the processor does not run"))
+    }
+
+    /// The processor's socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.join("processor/processor.sock")
+    }
+
+    /// One more customer with money, logged in; where their home is.
+    pub(crate) fn customer(&self, user: &str) -> Outcome<PathBuf> {
+        self.setup().account(&self.url, user, "customer")?;
+        Ok(self.folder.join(user))
     }
 
     /// Ends the processor and starts it again, with nothing in its memory.
@@ -180,15 +195,17 @@ impl Setup<'_> {
         Daemon::start(&mut command, &self.folder.join(format!("{role}.log")))
     }
 
-    fn accounts(&self, server: &str) -> Outcome<()> {
+    /// An account with a password and, for a customer, money; and its log-in.
+    fn account(&self, server: &str, user: &str, role: &str) -> Outcome<()> {
         let password = self.folder.join("password");
         fs::write(&password, PASSWORD)?;
         fs::set_permissions(&password, fs::Permissions::from_mode(0o600))?;
-        for user in ["vendor", "customer"] {
-            self.role("server", &format!("account add --config server/server.toml --user {user} --role {user} --password-file password"))?;
-            self.say(&format!("login {server} --user {user} --tls-root server/tls-root.pem --password-file password --home {user}"))?;
+        self.role("server", &format!("account add --config server/server.toml --user {user} --role {role} --password-file password"))?;
+        self.say(&format!("login {server} --user {user} --tls-root server/tls-root.pem --password-file password --home {user}"))?;
+        if role == "customer" {
+            let mut deposit = self.role_command("server", &format!("account deposit --config server/server.toml --user {user}"));
+            output(deposit.args(["--amount", FUNDS]))?;
         }
-        let mut deposit = self.role_command("server", "account deposit --config server/server.toml --user customer");
-        output(deposit.args(["--amount", FUNDS])).map(drop)
+        Ok(())
     }
 }

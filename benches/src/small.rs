@@ -1,19 +1,29 @@
 //! Deliveries of 100 KB: what one costs the server, against the primitives that the protocol makes for it.
 
-use crate::lab::{KeyMode, Lab, Way};
+use crate::lab::Lab;
 use crate::primitives::{self, SMALL};
 use crate::process::{cpu_seconds, run};
 use crate::stats::{Series, Table, at_least};
 use crate::{Options, Outcome, database, samples};
 use argon2::Argon2;
 use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
+use chipbound::api::Api;
+use chipbound::client::deliver::{Way, Wish, buy};
+use chipbound::client::{Device, Story};
+use chipbound::home::Home;
+use chipbound_wire::suite::KeyMode;
+use rustix::time::ClockId;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
+use tokio::runtime::Runtime;
 
 /// What part of the primitives' speed is asked for.
 const TARGET: f64 = 0.35;
 /// Series of deliveries whose median counts.
 const BATCHES: usize = 5;
+/// Customers who buy at the same time.
+const CUSTOMERS: usize = 6;
 
 /// Measures and prints.
 pub(crate) fn measure(options: &Options, folder: &Path) -> Outcome<()> {
@@ -24,19 +34,18 @@ pub(crate) fn measure(options: &Options, folder: &Path) -> Outcome<()> {
     samples::random_file(&file, SMALL as u64)?;
     run(&mut lab.publish(&file, "small", true))?;
 
-    let target = folder.join("received");
+    let mut driver = Driver::new(&lab)?;
     let mut direct = Spent::default();
     let mut common = Spent::default();
     let batch = deliveries.div_ceil(BATCHES);
-    for _ in 0..batch.min(10) {
-        run(&mut lab.buy("small", KeyMode::Common, Way::Tunnel, &target))?; // Makes the common ciphertext, fills caches.
-    }
+    driver.deliver(KeyMode::Direct, CUSTOMERS)?; // Fills caches,
+    driver.deliver(KeyMode::Common, CUSTOMERS)?; // and makes the common ciphertext.
     // The primitives are measured between the batches, so that both see the same machine.
     let mut parts = primitives::Primitives::default();
     for _ in 0..BATCHES {
-        direct.add(&lab, KeyMode::Direct, batch, &target)?;
+        direct.add(&lab, &mut driver, KeyMode::Direct, batch)?;
         parts.add(if options.quick { 20 } else { 100 })?;
-        common.add(&lab, KeyMode::Common, batch, &target)?;
+        common.add(&lab, &mut driver, KeyMode::Common, batch)?;
     }
     let per_order = database::measure(folder, if options.quick { 50 } else { 200 })?;
     parts.print();
@@ -54,20 +63,80 @@ struct Spent {
 }
 
 impl Spent {
-    /// One batch, by the customer's own command, one after another.
-    fn add(&mut self, lab: &Lab, key_mode: KeyMode, deliveries: usize, target: &Path) -> Outcome<()> {
+    /// One batch.
+    fn add(&mut self, lab: &Lab, driver: &mut Driver, key_mode: KeyMode, deliveries: usize) -> Outcome<()> {
         let (server, processor) = (cpu_seconds(lab.server())?, cpu_seconds(lab.processor()?)?);
-        let (begun, mut client) = (Instant::now(), 0.0);
-        for _ in 0..deliveries {
-            client += run(&mut lab.buy("small", key_mode, Way::Tunnel, target))?.cpu;
-        }
-        let each = |seconds: f64| seconds * 1e3 / deliveries as f64;
+        let (begun, client) = (Instant::now(), primitives::seconds(ClockId::ProcessCPUTime));
+        let made = driver.deliver(key_mode, deliveries)? as f64;
+        let each = |seconds: f64| seconds * 1e3 / made;
         self.wall.push(each(begun.elapsed().as_secs_f64()));
-        self.client.push(each(client));
+        self.client.push(each(primitives::seconds(ClockId::ProcessCPUTime) - client));
         self.server.push(each(cpu_seconds(lab.server())? - server));
         self.processor.push(each(cpu_seconds(lab.processor()?)? - processor));
         Ok(())
     }
+}
+
+/// The customers: the command's own client code in this process, with connections of its own for every delivery.
+struct Driver {
+    runtime: Runtime,
+    homes: Vec<Home>,
+    socket: Arc<Path>,
+}
+
+impl Driver {
+    /// Customers of `lab`, logged in.
+    fn new(lab: &Lab) -> Outcome<Self> {
+        let homes = (0..CUSTOMERS).map(|n| Ok(Home::locate(Some(&lab.customer(&format!("buyer-{n}"))?))?)).collect::<Outcome<Vec<_>>>()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        Ok(Self { runtime, homes, socket: lab.socket().into() })
+    }
+
+    /// About so many deliveries, the same number for each customer; returns how many.
+    fn deliver(&mut self, key_mode: KeyMode, deliveries: usize) -> Outcome<usize> {
+        let each = deliveries.div_ceil(self.homes.len());
+        let customers: Vec<_> = self
+            .homes
+            .iter()
+            .map(|home| {
+                let (home, socket) = (home.clone(), self.socket.clone());
+                self.runtime.spawn(async move {
+                    for _ in 0..each {
+                        one_delivery(&home, &socket, key_mode).await?;
+                    }
+                    Ok::<_, chipbound_wire::Refusal>(())
+                })
+            })
+            .collect();
+        for customer in customers {
+            self.runtime.block_on(customer)??;
+        }
+        Ok(each * self.homes.len())
+    }
+}
+
+async fn one_delivery(home: &Home, socket: &Path, key_mode: KeyMode) -> chipbound_wire::Result<()> {
+    let session = home.session()?;
+    let api = Api::with(&session)?;
+    let device = Device { home, session: &session, api: &api, socket, story: &Silent };
+    let wish = Wish {
+        program: "small".to_owned(),
+        version: None,
+        key_mode: Some(key_mode),
+        way: Way::Tunnel,
+        max_price: None,
+        target: Some(home.path().join("received")),
+        again: true,
+    };
+    buy(&device, &wish).await.map(drop)
+}
+
+/// Nobody is told.
+struct Silent;
+
+impl Story for Silent {
+    fn step(&self, _: u16, _: &str, _: serde_json::Value) {}
+    fn progress(&self, _: u64, _: u64) {}
 }
 
 fn print(direct: &Spent, common: &Spent, parts: &primitives::Primitives, per_order: &database::PerOrder, argon2: &Series) {
