@@ -19,6 +19,9 @@ pub enum Command {
         /// The folder to make; nothing that is there is overwritten.
         #[arg(long)]
         dir: PathBuf,
+        /// Serve every user of this machine, at /run/chipbound/processor.sock: for a daemon with a user of its own.
+        #[arg(long)]
+        everyone: bool,
     },
     /// Serve clients until SIGTERM.
     #[command(after_help = "Example:\n  chipbound-processor run --config processor/processor.toml")]
@@ -33,15 +36,15 @@ pub enum Command {
 pub fn execute(command: Command) -> Result<()> {
     process::no_core_dumps()?;
     match command {
-        Command::Init { dir } => init(&dir),
+        Command::Init { dir, everyone } => init(&dir, everyone),
         Command::Run { config } => run(&config),
     }
 }
 
-fn init(dir: &Path) -> Result<()> {
+fn init(dir: &Path, everyone: bool) -> Result<()> {
     files::create_new_installation(dir)?;
     let path = dir.join("processor.toml");
-    files::write_new(&path, Config::template().as_bytes(), files::PUBLIC)?;
+    files::write_new(&path, Config::template(everyone).as_bytes(), files::PUBLIC)?;
     let config = Config::load(&path)?;
     let vault = Vault::create(&config.state)?;
     println!("processor {}", vault.keys().key_id());

@@ -160,10 +160,15 @@ impl Config {
         }
     }
 
-    /// What `init` writes.
+    /// What `init` writes: for its own user alone, or for every user of the machine.
     #[must_use]
-    pub fn template() -> &'static str {
-        include_str!("processor.toml")
+    pub fn template(everyone: bool) -> String {
+        let text = include_str!("processor.toml");
+        if !everyone {
+            return text.to_owned();
+        }
+        text.replace("\nclients = \"own-user\"", "\nclients = \"everyone\"")
+            .replace("\nsocket = \"processor.sock\"", "\nsocket = \"/run/chipbound/processor.sock\"")
     }
 }
 
@@ -176,16 +181,18 @@ mod tests {
         let path = folder.path().join("processor.toml");
         std::fs::write(&path, text).expect("written");
         Config::load(&path).map(|mut c| {
-            c.socket = c.socket.strip_prefix(folder.path()).expect("beside the file").to_owned();
+            c.socket = c.socket.strip_prefix(folder.path()).unwrap_or(&c.socket).to_owned();
             c
         })
     }
 
     #[test]
     fn the_template_is_the_default_configuration() {
-        let config = load(Config::template()).expect("the template");
+        let config = load(&Config::template(false)).expect("the template");
         assert_eq!((config.limits, config.renewal, config.clients), (Limits::default(), Renewal::default(), Clients::OwnUser));
         assert_eq!(config.socket, Path::new("processor.sock"));
+        let config = load(&Config::template(true)).expect("the template");
+        assert_eq!((config.clients, config.socket.as_path()), (Clients::Everyone, Path::new("/run/chipbound/processor.sock")));
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub(crate) fn server_key(pki: &Pki, role: Role, subject: &str) -> Holder {
 pub(crate) fn install(folder: &std::path::Path) -> Config {
     chipbound_host::files::create_private_folder(folder).expect("folder");
     let path = folder.join("processor.toml");
-    std::fs::write(&path, Config::template()).expect("configuration");
+    std::fs::write(&path, Config::template(false)).expect("configuration");
     let config = Config::load(&path).expect("the template");
     Vault::create(&config.state).expect("keys");
     config
