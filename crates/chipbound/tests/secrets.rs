@@ -8,7 +8,7 @@ mod common;
 
 use chipbound_host::Kek;
 use chipbound_wire::enrolment::Voucher;
-use common::{CHIPBOUND, PASSWORD, World, good, json_lines, noise};
+use common::{CHIPBOUND, PASSWORD, World, good, json_lines, noise, script};
 use data_encoding::{BASE32_NOPAD, BASE64_NOPAD, BASE64URL_NOPAD, HEXLOWER, HEXUPPER};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
@@ -81,15 +81,14 @@ fn holders(folder: &Path, secret: &Secret) -> Vec<String> {
 /// A system whose daemons log all that they can, allow core dumps as far as they are asked, and keep what they print.
 fn talkative() -> (World, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let script = folder.path().join("chipbound");
+    let exe = folder.path().join("chipbound");
     let text = format!(
         "#!/bin/bash\nexport RUST_LOG=trace\nulimit -c unlimited\n\
          if [ \"$2\" = run ]; then cd \"$(dirname \"$4\")/..\"; exec '{CHIPBOUND}' \"$@\" > >(exec tee -a \"$1.stdout.log\"); fi\n\
-         exec '{CHIPBOUND}' \"$@\"\n"
+         exec '{CHIPBOUND}' \"$@\""
     );
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    (World::start_by(&script, "", 1), folder)
+    script(&exe, &text);
+    (World::start_by(&exe, "", 1), folder)
 }
 
 /// A client whose arguments, environment and words are kept in `name.proc` and `name.out` in the world's folder, with the data

@@ -126,6 +126,12 @@ impl World {
     }
 }
 
+/// Writes a script that can be executed. Another process writes it: a descriptor of our own could live on in a child of another test,
+/// and a file that is open for writing cannot be executed.
+pub(crate) fn script(path: &Path, text: &str) {
+    good(Command::new("sh").args(["-c", r#"printf '%s\n' "$1" > "$2"; chmod 755 "$2""#, "sh", text]).arg(path));
+}
+
 /// Runs a command that must succeed.
 #[track_caller]
 pub(crate) fn good(mut command: impl BorrowMut<Command>) -> Output {

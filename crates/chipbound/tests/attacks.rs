@@ -1,0 +1,60 @@
+//! Attacks on the whole system that need its real daemons; what one room can show alone is in that room's own tests
+//! (docs/source-map.md has the list).
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use chipbound_wire::Code;
+use common::{CHIPBOUND, World, good, json_lines, refused, script};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+fn log(world: &World, daemon: usize) -> String {
+    fs::read_to_string(world.daemons.daemons[daemon].log()).unwrap()
+}
+
+/// A processor that is genuine elsewhere: another authority certified it (A4, A5). The command finds out before it agrees; how server
+/// and processor refuse each other is in `session`'s tests.
+#[test]
+fn for_a_processor_of_another_authority_nothing_is_agreed_to_and_nothing_held() {
+    let (world, other) = (World::start("", 1), World::start("", 1));
+    world.publish(Path::new("/bin/ls"), "ls", "1", &[]);
+    let foreign = other.daemons.sockets[0].to_str().unwrap();
+    for line in [&[][..], &["--own-line"]] {
+        refused(world.ada(&["buy", "ls", "--processor", foreign]).args(line), Code::CertificateForeign);
+        assert_eq!(world.balance(), ("100.00 EUR".into(), "0.00 EUR".into()));
+    }
+    good(world.ada(&["buy", "ls"]));
+}
+
+/// A processor that was withdrawn after it was enrolled (A5, A24).
+#[test]
+fn a_revoked_processor_buys_nothing_and_both_ends_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let impatient = folder.path().join("chipbound");
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1 $2\" = 'server run' ]; then sed -i 's/^# refresh_seconds.*/refresh_seconds = 1/' \"$4\"; fi\nexec '{CHIPBOUND}' \"$@\""
+    );
+    script(&impatient, &text);
+    let world = World::start_by(&impatient, "", 2);
+    world.publish(Path::new("/bin/ls"), "ls", "1", &[]);
+    let shown = json_lines(&good(world.ada(&["--json", "processor", "show"]))).remove(0);
+    let list = world.folder.path().join("server/keys/revocations.der");
+    let before = fs::read(&list).unwrap();
+    let mut revoke = world.as_user("root", &["authority", "revoke", "--key", shown["processor"].as_str().unwrap(), "--config"]);
+    good(revoke.arg(world.folder.path().join("authority/authority.toml")));
+    while fs::read(&list).unwrap() == before {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for line in [&[][..], &["--own-line"]] {
+        refused(world.ada(&["buy", "ls"]).args(line), Code::CertificateRevoked);
+        // A hold that runs out goes back; nothing is taken.
+        assert_eq!((world.balance().1.as_str(), world.receipts(), world.names().len()), ("10.00 EUR", 0, 0));
+    }
+    for daemon in [1, 2] {
+        assert!(log(&world, daemon).contains("certificate_revoked"), "{}", log(&world, daemon));
+    }
+    good(world.ada(&["buy", "ls", "--processor", world.daemons.sockets[1].to_str().unwrap()]));
+}
