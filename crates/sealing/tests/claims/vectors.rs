@@ -120,3 +120,17 @@ const XWING_ENC: &str = concat!(
     "8c7d84a13ee7b35266c7f0e60d2cb2e5734e9d646a871d0dfd8b4ee5f825bf799a1251ed21e54510e9c605bc83a0bd9673aee80e8d064a95c3c3151ffd276081",
     "73637fb9de30b3c02d96eecac05dbf7c2fbc98b4a1f6972ce928322a22e2b75c",
 );
+
+#[test]
+fn layouts_of_data_and_of_real_programs_follow_the_contract() {
+    let contract = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/chipbound.cddl")).expect("the contract");
+    let contract = format!("checked = layout\n{contract}");
+    let check = |bytes: &[u8]| cddl::validate_cbor_from_slice(&contract, bytes, None);
+    check(&Layout::data(1 << 30).expect("data").encode()).expect("data");
+    for program in ["/bin/ls", "/usr/bin/perl"] {
+        let layout = Layout::detect(&std::fs::File::open(program).expect(program)).expect(program);
+        assert!(!layout.patches().is_empty(), "{program} is a program");
+        check(&layout.encode()).expect(program);
+    }
+    assert!(check(&[0xa1, 0x00, 0x01]).is_err(), "a layout without its ranges");
+}
