@@ -110,8 +110,8 @@ async fn certify(
         sealing_keys: List::new(application.sealing_keys.clone())?,
     };
     let challenges: Challenges = decode(&post(&client, "/v1/enrolments", encode(&begin)).await?)?;
-    let session = <[u8; 16]>::try_from(&*challenges.session)
-        .map_err(|_| Refusal::new(Code::Malformed, "the authority's session is not 16 bytes"))?;
+    let session =
+        <[u8; 16]>::try_from(&*challenges.session).map_err(|_| Refusal::new(Code::Malformed, "the authority's session is not 16 bytes"))?;
     let answers = challenges.challenges.iter().map(|wrap| Bytes::new(answer(wrap, &session)?.to_vec()));
     let finish = Finish { session: challenges.session.clone(), answers: List::new(answers.collect::<Result<_>>()?)? };
     let issued: Issued = decode(&post(&client, "/v1/enrolments/finish", encode(&finish)).await?)?;
