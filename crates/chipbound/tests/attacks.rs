@@ -58,3 +58,27 @@ fn a_revoked_processor_buys_nothing_and_both_ends_say_so() {
     }
     good(world.ada(&["buy", "ls", "--processor", world.daemons.sockets[1].to_str().unwrap()]));
 }
+
+/// Whoever broke into the server changes the vendor's program where it lies (A21).
+#[test]
+fn a_program_changed_on_the_servers_disk_is_not_acknowledged_and_not_charged() {
+    let world = World::start("", 1);
+    world.publish(Path::new("/bin/ls"), "ls", "1", &[]);
+    let plain = world.folder.path().join("server/blobs/plain");
+    let blob = fs::read_dir(plain).unwrap().next().unwrap().unwrap().path();
+    let mut program = fs::read(&blob).unwrap();
+    let middle = program.len() / 2;
+    program[middle] ^= 1;
+    fs::write(&blob, &program).unwrap();
+    for mode in ["direct", "common"] {
+        refused(world.ada(&["buy", "ls", "--key-mode", mode]), Code::PlaintextMismatch);
+        assert_eq!((world.receipts(), world.names().len()), (0, 0));
+    }
+    for daemon in [1, 2] {
+        assert_eq!(log(&world, daemon).matches("plaintext_mismatch").count(), 2, "{}", log(&world, daemon));
+    }
+    program[middle] ^= 1;
+    fs::write(&blob, &program).unwrap();
+    good(world.ada(&["buy", "ls", "--key-mode", "direct"]));
+    assert_eq!((world.balance().0.as_str(), world.receipts()), ("80.00 EUR", 1), "10 EUR taken, 10 EUR still held for the other wish");
+}

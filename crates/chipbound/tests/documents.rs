@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use chipbound_wire::Code;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -93,6 +94,20 @@ fn every_module_named_in_the_source_map_exists() {
         let file = workspace().join("crates").join(package.replace('_', "-")).join("src").join(path.replace("::", "/"));
         assert!(file.is_dir() || file.with_extension("rs").is_file(), "{module}");
     }
+}
+
+#[test]
+fn every_code_in_the_documents_is_one_of_the_wires() {
+    let mut codes = 0;
+    for name in ["README.md", "SECURITY.md", "docs/protocol.md", "docs/source-map.md"] {
+        let text = document(name);
+        let words = text.split('`').skip(1).step_by(2).filter(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '_'));
+        for word in words.filter(|word| word.contains('_') && !named(&format!("`{word}`")).contains(*word)) {
+            assert!(Code::parse(word).is_some(), "{name}: {word}");
+            codes += 1;
+        }
+    }
+    assert!(codes > 8, "{codes}");
 }
 
 #[test]
