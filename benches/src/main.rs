@@ -38,7 +38,7 @@ const FOOTPRINT: u64 = 9;
 #[derive(Parser)]
 #[command(
     name = "./bench",
-    after_help = "Example:\n  ./bench delivery --rounds 9 | tee delivery.md\n\nAll of it takes about ten minutes, 10 GiB in the folder of $TMPDIR, and a machine that does nothing else."
+    after_help = "Example:\n  ./bench delivery --rounds 9 | tee delivery.md\n\nAll of it takes five to ten minutes, 9 GiB in the folder of $TMPDIR, and a machine that does nothing else."
 )]
 struct Options {
     /// What to measure.

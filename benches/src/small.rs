@@ -158,12 +158,9 @@ fn print(direct: &Spent, common: &Spent, parts: &primitives::Primitives, per_ord
     let without = direct.server.median() - per_order.cpu.median();
     println!("primitives alone: {primitives:.2} ms = {:.0} deliveries per second per core", 1e3 / primitives);
     println!("server, direct: {:.2} ms = {:.0} deliveries per second per core", direct.server.median(), 1e3 / direct.server.median());
-    println!(
-        "server, direct, without the database: {without:.2} ms = {:.0} per second per core; {:.2} of the primitives' speed",
-        1e3 / without,
-        primitives / without
-    );
-    at_least("server's speed over the primitives' speed, database included", primitives / direct.server.median(), TARGET);
+    println!("server, direct, without the database's transactions: {without:.2} ms = {:.0} per second per core", 1e3 / without);
+    at_least("server's speed over the primitives', its database apart", primitives / without, TARGET);
+    at_least("server's speed over the primitives', its database included", primitives / direct.server.median(), TARGET);
     println!();
 }
 
