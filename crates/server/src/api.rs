@@ -1,5 +1,5 @@
 //! The routes of the first path (`chipbound_wire::api`), each a few lines over [`Server`]. Who may call a route is in its
-//! arguments: [`LoggedIn`], [`Customer`] or [`Vendor`].
+//! arguments: `LoggedIn`, `Customer` or `Vendor`.
 
 use crate::server::Server;
 use crate::storage::{Principal, Repository};

@@ -75,7 +75,7 @@ impl<R: Repository> Server<R> {
     }
 }
 
-/// Serves the line of its own: magic and ticket first, within [`TICKET_TIME`]; without a good ticket the connection is closed and
+/// Serves the line of its own: magic and ticket first, within `TICKET_TIME`; without a good ticket the connection is closed and
 /// no public-key operation was spent on it. Never returns.
 pub async fn serve_line<R: Repository>(server: Arc<Server<R>>, listener: TcpListener) {
     let door = Arc::new(Door::default());

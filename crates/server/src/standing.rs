@@ -70,7 +70,7 @@ impl Standing {
     pub async fn refresh_revocations(&self) -> Result<()> {
         let trust = self.trust.get();
         let list = revocations(&self.authority, trust.root()).await?;
-        let fresh = Trust::new(trust.root())?.with_revocations(&list)?;
+        let fresh = trust.with_revocations(&list)?;
         // A certificate of our own shows whether the list is good; that we are on it ourselves is no fault of the list.
         match fresh.verify(&self.keys.get().second_path.chain, Role::ServerSecondPath, (self.clock)()) {
             Err(refusal) if !matches!(refusal.code, Code::CertificateRevoked | Code::CertificateExpired) => return Err(refusal),
