@@ -74,6 +74,10 @@ impl Lab {
         let voucher = setup.voucher("server")?;
         let listen = format!("--listen 127.0.0.1:{server_port} --line 127.0.0.1:{line_port}");
         setup.role("server", &format!("init --dir server --authority {authority_url} --voucher {voucher} {listen}"))?;
+        // All customers come from one address here.
+        let config = folder.join("server/server.toml");
+        let rates = "[admission]\nhandshakes_per_second = 100000\nhandshakes_per_second_of_an_address = 100000";
+        fs::write(&config, fs::read_to_string(&config)?.replace("[admission]", rates))?;
         let server = setup.daemon("server")?;
 
         setup.role("processor", "init --dir processor")?;

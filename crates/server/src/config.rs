@@ -1,6 +1,7 @@
 //! The configuration, `server.toml`. Unknown fields and values are refused with their line; no field opens a check.
 
 use chipbound_session::server as second_path;
+use chipbound_transport::ServeLimits;
 use chipbound_wire::limits::MAX_TEXT;
 use chipbound_wire::suite::{Aead, Kem, KeyMode, Suite};
 use chipbound_wire::{Code, Refusal, Result};
@@ -28,6 +29,9 @@ pub struct Config {
     /// What the operator decides.
     #[serde(default)]
     pub policy: Policy,
+    /// How many strangers are met before log-in.
+    #[serde(default)]
+    pub admission: Admission,
     /// The folder of database, keys and blobs: that of the configuration file.
     #[serde(skip)]
     pub folder: PathBuf,
@@ -52,6 +56,44 @@ pub struct AuthorityConfig {
     /// Seconds between two looks at the revocation list.
     #[serde(default = "defaults::refresh_seconds")]
     pub refresh_seconds: u64,
+}
+
+/// Caps on what the first path does for strangers (attack A16). Bursts may be somewhat above the rates.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admission {
+    /// TLS handshakes a second, in all.
+    pub handshakes_per_second: u32,
+    /// TLS handshakes a second of one address.
+    pub handshakes_per_second_of_an_address: u32,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        let limits = ServeLimits::default();
+        Self { handshakes_per_second: limits.handshakes_per_second, handshakes_per_second_of_an_address: limits.peer_handshakes_per_second }
+    }
+}
+
+impl Admission {
+    /// The limits of the first path.
+    #[must_use]
+    pub fn limits(&self) -> ServeLimits {
+        ServeLimits {
+            handshakes_per_second: self.handshakes_per_second,
+            handshake_burst: self.handshakes_per_second.saturating_mul(2),
+            peer_handshakes_per_second: self.handshakes_per_second_of_an_address,
+            peer_handshake_burst: self.handshakes_per_second_of_an_address.saturating_mul(3),
+            ..ServeLimits::default()
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        match [self.handshakes_per_second, self.handshakes_per_second_of_an_address].contains(&0) {
+            true => Err(Refusal::new(Code::ConfigInvalid, "admission: rates must be at least 1")),
+            false => Ok(()),
+        }
+    }
 }
 
 /// What the operator decides.
@@ -154,6 +196,7 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self> {
         let mut config: Self = chipbound_host::config::load(path)?;
         config.policy.check()?;
+        config.admission.check()?;
         if config.authority.refresh_seconds == 0 {
             return Err(Refusal::new(Code::ConfigInvalid, "authority: refresh_seconds must be at least 1"));
         }

@@ -132,6 +132,10 @@ listen = \"{listen}\"
 url = \"{authority}\"
 # refresh_seconds = 30
 
+[admission]
+# handshakes_per_second = 500
+# handshakes_per_second_of_an_address = 100
+
 [policy]
 # seller = \"\"
 # conditions = \"For one processor; the receipt downloads it again.\"

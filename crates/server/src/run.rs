@@ -12,7 +12,7 @@ use chipbound_host::files::{read, read_private};
 use chipbound_host::{Kek, now};
 use chipbound_session::tls::SharedTrust;
 use chipbound_transport::tls::ALPN_HTTP1;
-use chipbound_transport::{ServeLimits, serve, server_config};
+use chipbound_transport::{serve, server_config};
 use chipbound_wire::{Code, Refusal, Result};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -87,7 +87,7 @@ pub async fn serve_until(config: Config, shutdown: impl Future<Output = ()>, rea
     }
     tasks.spawn(keep_standing(standing, Duration::from_secs(config.authority.refresh_seconds)));
     tasks.spawn(keep_expiring(server.clone()));
-    serve(first_path, tls, api::router(server.clone()), ServeLimits::default(), shutdown).await?;
+    serve(first_path, tls, api::router(server.clone()), config.admission.limits(), shutdown).await?;
     tasks.shutdown().await;
     let all = u32::try_from(config.policy.deliveries).unwrap_or(u32::MAX);
     if timeout(GRACE, server.places.all_free(all)).await.is_err() {
