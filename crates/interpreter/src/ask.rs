@@ -1,0 +1,74 @@
+//! Asking the processor to attach to this process, which then execs the package (source paragraph 53).
+
+use crate::frame::{Answer, MAX_ANSWER, answer, run_head};
+use crate::sys::{Descriptor, Errno, allow_tracer, connect, peer, send};
+
+/// Why the processor did not attach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused<'a> {
+    /// There is no connection to it.
+    Unreachable(Errno),
+    /// The connection broke.
+    Lost(Errno),
+    /// It refuses: code and detail.
+    Refused(&'a [u8], &'a [u8]),
+    /// It says something that this version does not know.
+    Unintelligible,
+}
+
+/// Connects to the processor at `socket` and has it attach to this process for the package at `path`: its folder, perhaps
+/// empty, and the rest. `package` is open where this user may read it. The answer's words are kept in `space`.
+///
+/// When this returns, the next exec of the package is stopped before its first instruction and given its code. The connection
+/// stays open until that exec closes it.
+///
+/// # Errors
+/// See [`Refused`]; nothing stays open.
+pub fn attach<'a>(
+    socket: &[u8],
+    path: [&[u8]; 3],
+    package: Option<Descriptor>,
+    space: &'a mut [u8; MAX_ANSWER],
+) -> Result<Descriptor, Refused<'a>> {
+    let processor = connect(socket).map_err(Refused::Unreachable)?;
+    let asked = ask(processor, path, package, space);
+    if asked.is_err() {
+        processor.close();
+    }
+    asked.map(|()| processor)
+}
+
+fn ask<'a>(
+    processor: Descriptor,
+    path: [&[u8]; 3],
+    package: Option<Descriptor>,
+    space: &'a mut [u8; MAX_ANSWER],
+) -> Result<(), Refused<'a>> {
+    // Yama (ptrace_scope 1) lets only a tracer that was named here attach to a process that is not its child.
+    peer(processor).and_then(allow_tracer).map_err(Refused::Lost)?;
+    let length = path.iter().map(|part| part.len()).sum();
+    let head = run_head(length).ok_or(Refused::Lost(Errno::ENAMETOOLONG))?;
+    let [folder, between, name] = path;
+    send(processor, &[&head, folder, between, name], package).map_err(Refused::Lost)?;
+    let mut prefix = [0; 4];
+    fill(processor, &mut prefix)?;
+    let length = (u32::from_be_bytes(prefix) as usize).min(MAX_ANSWER);
+    let body = space.get_mut(..length).unwrap_or_default();
+    fill(processor, body)?;
+    match answer(body) {
+        Answer::Ready => Ok(()),
+        Answer::Refused(code, detail) => Err(Refused::Refused(code, detail)),
+        Answer::Other => Err(Refused::Unintelligible),
+    }
+}
+
+fn fill<'a>(from: Descriptor, mut into: &mut [u8]) -> Result<(), Refused<'a>> {
+    while !into.is_empty() {
+        match from.read(into) {
+            Ok(0) => return Err(Refused::Lost(Errno::ECONNRESET)),
+            Ok(n) => into = into.get_mut(n..).unwrap_or_default(),
+            Err(error) => return Err(Refused::Lost(error)),
+        }
+    }
+    Ok(())
+}
