@@ -1,7 +1,10 @@
 //! Which parts of an ELF program are sealed (source \[49\]\[65\]): the bytes of its executable segments, without the headers and
 //! tables that tools and the dynamic linker read from the file. Every field is an allegation.
 
+mod start;
 mod tables;
+
+pub(crate) use start::{Named, named};
 
 use crate::layout::{Layout, Patch, Range};
 use crate::read_at::ReadAt;

@@ -1,8 +1,10 @@
 //! The file of a package: the body, then what a plain ELF file does not have: `layout ‖ tags ‖ documents ‖ footer`. The footer
-//! is eight bytes of magic and three lengths of eight bytes, big endian: layout, tags, documents.
+//! is eight bytes of magic and three lengths of eight bytes, big endian: layout, tags, documents. On the disk of the machine that it
+//! was delivered to, a [`StartRecord`] may follow.
 
 use crate::layout::Layout;
 use crate::read_at::ReadAt;
+use crate::start::{Delivered, StartRecord};
 use chipbound_wire::bounded::{decode, encode};
 use chipbound_wire::documents::PackageDocuments;
 use chipbound_wire::limits::{MAX_DOCUMENT, MAX_LAYOUT};
@@ -25,12 +27,16 @@ pub struct Package {
     pub tags: Vec<u8>,
     /// Terms, wrap, seal, token and sealed manifest.
     pub documents: PackageDocuments,
+    /// What was changed when the package was put on this disk, if anything: it is undone in all that is read and verified.
+    pub start: Option<StartRecord>,
 }
 
 impl Package {
     /// Reads the end of a package: [`Code::NotAPackage`] where no package ends, [`Code::PackageTruncated`] where its parts do not
-    /// fill the file. Takes memory for the tags, 1/256 of a program's and 1/4096 of data's size.
+    /// fill the file, [`Code::PlainPartsAltered`] where it has a start record that does not fit. Takes memory for the tags, 1/256 of a program's and 1/4096 of data's size.
     pub fn read(file: &dyn ReadAt) -> Result<Self> {
+        let start = StartRecord::read(file)?;
+        let file: &dyn ReadAt = &Delivered::new(file, start.as_ref());
         let [layout_len, tags_len, documents_len] = read_footer(file)?;
         if layout_len > MAX_LAYOUT as u64 || documents_len > MAX_DOCUMENTS as u64 {
             return Err(Refusal::new(Code::TooLarge, "the package's layout or documents are larger than their limits"));
@@ -45,7 +51,7 @@ impl Package {
         }
         let tags = read(file, body_size + layout_len, tags_len)?;
         let documents = decode(&read(file, body_size + layout_len + tags_len, documents_len)?)?;
-        Ok(Self { layout, tags, documents })
+        Ok(Self { layout, tags, documents, start })
     }
 
     /// BLAKE3 over the table, the layout and the tags, as the seal names it.

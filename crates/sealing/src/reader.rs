@@ -7,6 +7,7 @@ use crate::layout::{Layout, Piece};
 use crate::package::Package;
 use crate::pages::{PlainHasher, open_unit, plain_parts_altered, unpatch};
 use crate::read_at::ReadAt;
+use crate::start::Delivered;
 use chipbound_wire::documents::Seal;
 use chipbound_wire::limits::{DATA_CHUNK, MAX_CHUNK, TAG};
 use chipbound_wire::{Code, Refusal, Result};
@@ -17,7 +18,7 @@ use zeroize::Zeroizing;
 /// The plaintext of a package whose every byte was compared with its seal. Later reads compare again what they use, with a value
 /// of each 64 KiB that the first pass kept: a byte that changed in between is refused (A15).
 pub struct PackageReader<F> {
-    file: F,
+    file: Delivered<F>,
     layout: Layout,
     tags: Vec<u8>,
     cipher: Cipher,
@@ -35,6 +36,7 @@ impl<F: ReadAt> PackageReader<F> {
         if package.layout.body_size() != seal.body_size || package.table_size() != seal.table_size {
             return Err(Refusal::new(Code::PackageTruncated, "the package is not as long as its seal says"));
         }
+        let file = Delivered::new(file, package.start.as_ref());
         let blocks = check_body(&file, &package.layout, seal)?;
         if package.table_root() != seal.table_root {
             return Err(Refusal::new(Code::PageAltered, "the tags are not those that were sealed"));

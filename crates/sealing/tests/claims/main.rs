@@ -5,5 +5,6 @@ mod common;
 mod data;
 mod programs;
 mod secrets;
+mod start;
 mod vectors;
 mod wraps;
