@@ -5,7 +5,7 @@ use chipbound_wire::bounded::{decode, encode};
 use chipbound_wire::certificate::Chain;
 use chipbound_wire::control::{MAX_CONTROL, Request, Response};
 use chipbound_wire::suite::Class;
-use chipbound_wire::{Code, KeyId, Refusal, Result, Time};
+use chipbound_wire::{Code, KeyId, ProgramId, Refusal, Result, Time};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -182,4 +182,14 @@ pub fn describe(socket: &Path) -> Result<Description> {
 pub fn enroll(socket: &Path, authority: &str, voucher: &str) -> Result<Description> {
     use chipbound_wire::bounded::Text;
     described(socket, &Request::Enroll { authority: Text::new(authority)?, voucher: Text::new(voucher.trim())? })
+}
+
+/// Has the processor at `socket` drop what it opened, of one program or of all, from its memory: builds and bytes.
+pub fn forget(socket: &Path, program: Option<ProgramId>) -> Result<(u64, u64)> {
+    let mut conversation = Conversation::open(socket)?;
+    conversation.ask(&Request::Forget { program }, &[])?;
+    match conversation.answer()? {
+        Response::Forgotten { builds, bytes } => Ok((builds, bytes)),
+        other => Err(unexpected(&other)),
+    }
 }

@@ -1,5 +1,6 @@
 //! One conversation on the control socket: what is asked, who may, and what is answered.
 
+use crate::cache::Dropped;
 use crate::connection::{Asked, Connection};
 use crate::enrolling;
 use crate::line::Stream;
@@ -102,6 +103,11 @@ fn answer(connection: &mut Connection, asked: Asked, held: &mut Option<Held>, us
             let response = open::inspect(wanted(next())?, us)?;
             connection.send(&response, None)?;
         }
+        Request::Forget { program } => {
+            check_operator(connection)?;
+            let Dropped { builds, bytes } = us.drop_where("the operator's wish", |o| program.as_ref().is_none_or(|p| p == o.program()));
+            connection.send(&Response::Forgotten { builds, bytes }, None)?;
+        }
     }
     Ok(Next::Go)
 }
@@ -149,11 +155,11 @@ fn describe(us: &Processor) -> Result<Response> {
     Ok(Response::Description { processor: keys.key_id(), class: keys.class(), chain, valid_until, pid: std::process::id(), root })
 }
 
-/// Only root and the daemon's own user may enroll it.
+/// Only root and the daemon's own user may enroll it or make it forget.
 fn check_operator(connection: &Connection) -> Result<()> {
     let uid = connection.peer().uid;
     if uid == 0 || uid == rustix::process::geteuid().as_raw() {
         return Ok(());
     }
-    Err(Refusal::new(Code::Forbidden, "only root and the processor's own user may enroll it"))
+    Err(Refusal::new(Code::Forbidden, "only root and the processor's own user may ask for that"))
 }

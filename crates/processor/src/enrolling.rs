@@ -25,6 +25,7 @@ pub fn enroll(us: &Processor, authority: &str, voucher: &str) -> Result<()> {
     let application = application(us, keys.sealing_keys())?;
     let enrolled = block_on(enrolment::enroll(authority, &voucher, &application, |wrap, session| answer(&*keys, wrap, session), us.now()))?;
     us.vault.enroll(authority, issued(enrolled)?)?;
+    us.drop_where("enrolled anew", |_| true);
     tracing::info!(processor = %keys.key_id(), "enrolled");
     Ok(())
 }
@@ -95,7 +96,7 @@ pub fn keep_current(us: &Arc<Processor>) {
 fn read_revocations(us: &Processor, current: &Enrolment) -> Result<()> {
     let list = block_on(enrolment::revocations(&current.authority, &current.issued.root))?;
     let _alone = us.enrolling();
-    us.vault.take_revocations(list)
+    us.take_revocations(list)
 }
 
 /// A third of the validity is left, or less.

@@ -1,13 +1,17 @@
 //! One processor: what its conversations share.
 
 use crate::admission::Places;
-use crate::cache::Cache;
+use crate::cache::{Cache, Dropped, Opened};
 use crate::config::Config;
 use crate::spool::Spool;
 use crate::vault::{Enrolment, Vault};
+use chipbound_loader::Image;
 use chipbound_session::tls::{DefaultTimeProvider, Identity, ProcessorConfig, processor_config};
+use chipbound_trusted_core::Step;
+use chipbound_wire::certificate::Role;
 use chipbound_wire::signature::Sign;
-use chipbound_wire::{Result, Time};
+use chipbound_wire::suite::LoaderVariables;
+use chipbound_wire::{Code, ProgramId, Result, Time};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One processor: its keys, what it remembers, its spool and its opened programs.
@@ -20,10 +24,35 @@ pub struct Processor {
     /// Deliveries on their way.
     pub spool: Spool,
     /// Opened programs.
-    pub cache: Cache,
+    pub programs: Cache<Program>,
     /// Deliveries and openings at once.
     pub transfers: Arc<Places>,
     enrolling: Mutex<()>,
+}
+
+/// A program that was verified and opened.
+#[derive(Debug)]
+pub struct Program {
+    /// Its memory.
+    pub image: Image,
+    /// Which program.
+    pub program: ProgramId,
+    /// Its sequence number.
+    pub sequence: u64,
+    /// What happens to loader variables.
+    pub loader_variables: LoaderVariables,
+}
+
+impl Opened for Program {
+    fn memory(&self) -> u64 {
+        self.image.memory()
+    }
+    fn program(&self) -> &ProgramId {
+        &self.program
+    }
+    fn sequence(&self) -> u64 {
+        self.sequence
+    }
 }
 
 impl Processor {
@@ -31,14 +60,50 @@ impl Processor {
     pub fn open(config: Config) -> Result<Self> {
         let vault = Vault::open(&config.state)?;
         let spool = Spool::open(&config.spool)?;
-        let cache = Cache::new(config.limits.cache_entries, config.limits.cache_bytes);
+        let programs = Cache::new(config.limits.cache_entries, config.limits.cache_bytes);
         let transfers = Places::new("deliveries and openings", config.limits.transfers, config.limits.transfers.div_ceil(2));
-        Ok(Self { config, vault, spool, cache, transfers, enrolling: Mutex::new(()) })
+        Ok(Self { config, vault, spool, programs, transfers, enrolling: Mutex::new(()) })
     }
 
     /// Held while the enrolment is being replaced: one at a time.
     pub fn enrolling(&self) -> MutexGuard<'_, ()> {
         self.enrolling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers `step`, as [`Vault::remember`]. What a higher minimum of its program withdraws is dropped from memory.
+    pub fn remember(&self, step: Step) -> Result<()> {
+        let raised = match &step {
+            Step::Compared { program, minimum, .. } => Some((program.clone(), *minimum)),
+            Step::Released { .. } | Step::Snapshot { .. } => None,
+        };
+        self.vault.remember(step)?;
+        if let Some((program, minimum)) = raised {
+            self.drop_where("withdrawn by its vendor", |opened| *opened.program() == program && opened.check_minimum(minimum).is_err());
+        }
+        Ok(())
+    }
+
+    /// Keeps a newer revocation list, as [`Vault::take_revocations`]. A processor whose own certificate was withdrawn keeps
+    /// nothing opened.
+    pub fn take_revocations(&self, list: Vec<u8>) -> Result<()> {
+        self.vault.take_revocations(list)?;
+        let enrolment = self.vault.enrolment()?;
+        match enrolment.trust.get().verify(&enrolment.issued.chain, Role::Processor, self.now()) {
+            Err(refusal) if refusal.code == Code::CertificateRevoked => {
+                self.drop_where("this processor's certificate was withdrawn", |_| true)
+            }
+            _ => Dropped::default(),
+        };
+        Ok(())
+    }
+
+    /// Drops what was opened and `gone` says from memory, for that reason. Programs that run are not disturbed.
+    pub fn drop_where(&self, why: &str, gone: impl Fn(&dyn Opened) -> bool) -> Dropped {
+        let dropped = self.programs.drop_where(|program| gone(program));
+        if dropped.builds > 0 {
+            tracing::info!(builds = dropped.builds, bytes = dropped.bytes, why, "dropped from memory");
+        }
+        dropped
     }
 
     /// The time.

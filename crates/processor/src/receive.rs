@@ -102,7 +102,7 @@ fn converse<S: Read + Write>(
     let delivery = compared.delivery();
     let certified = enrolment.certified.sealing().and_then(|s| s.get(delivery.terms.suite.kem)).unwrap_or_default();
     let record = Record::of(&delivery.terms, compared.seal(), certified, common_time(delivery, us.now()));
-    us.vault.remember(Step::compared(record, &delivery.manifest))?;
+    us.remember(Step::compared(record, &delivery.manifest))?;
     let (acknowledged, message) = compared.acknowledge(&context())?;
     path.send(Kind::Acknowledgement, &message)?;
     Ok(Held { spool, acknowledged })
@@ -137,7 +137,7 @@ impl Held {
         let ending = ending(&Layout::decode(&delivery.layout)?, &documents);
         let ending_at = seal.body_size + seal.table_size;
         self.spool.write_at(&ending, ending_at)?;
-        us.vault.remember(Step::Released { seal: seal.digest(), release: Release { token: Digest::of(token), at: now } })?;
+        us.remember(Step::Released { seal: seal.digest(), release: Release { token: Digest::of(token), at: now } })?;
         Ok((self.spool.reader()?, ending_at + ending.len() as u64))
     }
 }

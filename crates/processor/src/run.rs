@@ -1,12 +1,12 @@
 //! Running a package (source \[53\]): the client becomes the program.
 
-use crate::cache::Program;
+use crate::cache::Opened;
 use crate::config::Namespaces;
 use crate::connection::{Connection, Peer};
-use crate::processor::Processor;
+use crate::processor::{Processor, Program};
 use chipbound_loader::{AtExec, Identity, Image, LoadError, NOT_STARTED, PageSource, Tracer};
 use chipbound_sealing::{PackageReader, ReadAt};
-use chipbound_trusted_core::open_package;
+use chipbound_trusted_core::{OpenedPackage, open_package};
 use chipbound_wire::control::Response;
 use chipbound_wire::suite::{Format, LoaderVariables};
 use chipbound_wire::{Code, Refusal, Result};
@@ -58,24 +58,29 @@ fn prepare(stopped: &mut AtExec, verified: &Identity, program: &Program) -> Resu
 
 /// The opened program, from the cache or verified and opened now.
 fn open_program(package: &File, identity: &Identity, us: &Processor) -> Result<Arc<Program>> {
-    let program = us.cache.get(identity, || {
+    let verify = || {
         let enrolment = us.vault.enrolment()?;
         let keys = us.vault.keys();
         let opened = open_package(package, &us.vault, &*keys, &enrolment.root)?;
         if opened.manifest.format != Format::ElfX8664 {
             return Err(Refusal::new(Code::UnsupportedProgram, "the package holds data; open it with `chipbound open`"));
         }
-        let image = Image::build(&Plaintext(&opened.plaintext)).map_err(refusal_of)?;
         if identity_of(package)? != *identity {
-            return Err(Refusal::new(Code::ProcessMismatch, "the package changed while it was opened"));
+            return Err(Refusal::new(Code::ProcessMismatch, "the package changed while it was verified"));
         }
+        Ok((opened.manifest.digest(), opened))
+    };
+    let open = |opened: OpenedPackage<&File>| {
+        let image = Image::build(&Plaintext(&opened.plaintext)).map_err(refusal_of)?;
+        tracing::info!(program = %opened.manifest.program, bytes = image.memory(), "opened");
         Ok(Program {
             image,
             program: opened.manifest.program.clone(),
             sequence: opened.manifest.sequence,
             loader_variables: opened.manifest.loader_variables,
         })
-    })?;
+    };
+    let program = us.programs.get(identity, verify, open)?;
     program.check_minimum(us.vault.minimum(&program.program))?;
     Ok(program)
 }

@@ -4,7 +4,7 @@
 
 use crate::bounded::{Bytes, Text};
 use crate::certificate::Chain;
-use crate::ids::{Digest, KeyId, OrderId, Time};
+use crate::ids::{Digest, KeyId, OrderId, ProgramId, Time};
 pub use crate::limits::MAX_CONTROL;
 use crate::limits::{MAX_DOCUMENT, MAX_NAME, MAX_TEXT};
 use crate::messages::Abort;
@@ -64,6 +64,13 @@ pub enum Request {
     /// Is this package whole, and can it be opened here? One descriptor: the package. Answered with [`Response::Inspected`].
     #[n(7)]
     Inspect,
+    /// Drop from memory what was opened. Only root or the processor's own uid may. Answered with [`Response::Forgotten`].
+    #[n(8)]
+    Forget {
+        /// Of this program alone; of all where absent.
+        #[n(0)]
+        program: Option<ProgramId>,
+    },
 }
 
 /// How the second path reaches the server (source \[31\]).
@@ -171,5 +178,15 @@ pub enum Response {
         /// Why.
         #[n(0)]
         abort: Abort,
+    },
+    /// What was opened is gone from memory, but for what running programs use of it.
+    #[n(9)]
+    Forgotten {
+        /// Builds of programs and data.
+        #[n(0)]
+        builds: u64,
+        /// Bytes of their memory.
+        #[n(1)]
+        bytes: u64,
     },
 }

@@ -1,11 +1,12 @@
 //! The processor's verbs: its daemon's own, and what a client asks of it.
 
+use super::bytes;
 use crate::cli::Common;
-use crate::control::{Description, describe, enroll};
+use crate::control::{Description, describe, enroll, forget};
 use crate::home::Home;
 use crate::output::Output;
 use crate::receipts::moment;
-use chipbound_wire::{Digest, Result};
+use chipbound_wire::{Digest, ProgramId, Result};
 use clap::Subcommand;
 use serde_json::json;
 use std::path::PathBuf;
@@ -34,6 +35,14 @@ pub enum Verb {
     /// Show who the processor is
     #[command(after_help = "Example:\n  chipbound processor show")]
     Show,
+    /// Drop opened programs and data from the processor's memory; running programs go on
+    #[command(
+        after_help = "Example:\n  chipbound processor forget\n  chipbound processor forget mfzwizdb3nyxi2lpnzxw63tfobzg6y3f/perl\n\nThe next start verifies and opens anew. Only root and the processor's own user may ask for it."
+    )]
+    Forget {
+        /// The id of one program [default: all]
+        program: Option<ProgramId>,
+    },
 }
 
 /// Does it.
@@ -52,6 +61,12 @@ pub fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()> {
         }
         Verb::Show => {
             show(&describe(&home()?.processor(common.processor.as_deref()))?, output);
+            Ok(())
+        }
+        Verb::Forget { program } => {
+            let (builds, freed) = forget(&home()?.processor(common.processor.as_deref()), program)?;
+            let text = if builds == 0 { "nothing was kept".to_owned() } else { format!("dropped {builds}, {}", bytes(freed)) };
+            output.result(text, &json!({ "dropped": builds, "bytes": freed }));
             Ok(())
         }
     }

@@ -4,5 +4,6 @@ mod client;
 mod daemon;
 mod deliveries;
 mod enrolling;
+mod kept;
 mod packages;
 mod world;

@@ -3,6 +3,7 @@
 //! This file is its own harness, because a client must have a single thread: called with `--client` it is one. Otherwise it runs
 //! the tests whose names contain the first argument that is no option.
 
+mod cached;
 #[expect(dead_code, reason = "the other test binary uses the rest")]
 #[path = "../claims/client.rs"]
 mod client;
@@ -33,6 +34,11 @@ tests! {
     own_user::data_is_not_run_and_programs_are_not_opened_to_files,
     own_user::a_client_in_another_mount_or_user_namespace_is_refused,
     own_user::a_client_that_does_not_exec_in_time_is_let_go,
+    cached::copies_and_orders_of_one_build_are_verified_each_and_opened_once,
+    cached::the_least_recently_used_build_goes_first_and_bytes_are_bounded,
+    cached::eviction_forgetting_and_the_daemons_end_disturb_no_running_program,
+    cached::what_the_operator_has_forgotten_is_opened_anew,
+    cached::a_build_that_a_later_manifest_withdraws_is_dropped_at_once_and_runs_on_where_it_runs,
     user_of_its_own::a_processor_with_its_own_user_serves_others_and_keeps_from_them_what_they_run,
     user_of_its_own::a_duplicate_of_the_clients_socket_gets_no_page_and_no_descriptor,
     user_of_its_own::without_cap_sys_ptrace_another_users_start_is_refused_by_name,

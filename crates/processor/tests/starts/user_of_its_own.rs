@@ -87,14 +87,14 @@ pub(crate) fn a_processor_with_its_own_user_serves_others_and_keeps_from_them_wh
     drop(running.stdin.take());
     running.wait().expect("ended");
 
-    // Only root and the processor's own user enroll it.
-    enrolment_is_forbidden_to(&daemon);
+    // Only root and the processor's own user enroll it or make it forget.
+    enrolling_and_forgetting_are_forbidden_to(&daemon);
     until("both starts are in the log", || daemon.log().matches("started").count() >= 2);
     assert!(daemon.stop().success());
 }
 
 /// Connects as the customer by way of a thread of this process with the customer's user id.
-fn enrolment_is_forbidden_to(daemon: &Daemon) {
+fn enrolling_and_forgetting_are_forbidden_to(daemon: &Daemon) {
     let socket = daemon.socket.clone();
     let refused = std::thread::spawn(move || {
         rustix::thread::set_thread_res_uid(
@@ -106,9 +106,12 @@ fn enrolment_is_forbidden_to(daemon: &Daemon) {
         let mut client = Client::connect(&socket);
         let text = |t: &str| Text::new(t).expect("short");
         client.ask(&Request::Enroll { authority: text("https://127.0.0.1:1"), voucher: Text::new("cbv1-x").expect("short") }, &[]);
-        code(client.answer())
+        let enrolling = code(client.answer());
+        let mut client = Client::connect(&socket);
+        client.ask(&Request::Forget { program: None }, &[]);
+        [enrolling, code(client.answer())]
     });
-    assert_eq!(refused.join().expect("asked"), Code::Forbidden);
+    assert_eq!(refused.join().expect("asked"), [Code::Forbidden; 2]);
 }
 
 /// A25: the pages never travel on a connection that the client ever held.
