@@ -10,10 +10,11 @@ use rustix::mm::ProtFlags;
 use rustix::process::Pid;
 
 use crate::error::{LoadError, system};
-use crate::handover::{CONNECT_TRIES, Listener, SCRATCH, received};
+use crate::handover::{CONNECT_TRIES, Listener, SCRATCH, received, trap_action};
 use crate::image::{Image, Part};
 use crate::inject::{CallError, Injector, Memory};
 use crate::layout::Expected;
+use crate::script::{Argument, Results, Script, TABLE_SIZE};
 use crate::stack::FreshStack;
 use crate::sys::arch::Registers;
 use crate::trace::{Traced, open_exe};
@@ -79,6 +80,7 @@ pub struct AtExec {
     registers: Registers,
     listener: Listener,
     injector: Option<Injector>,
+    one_by_one: bool,
     since: Instant,
 }
 
@@ -86,7 +88,7 @@ impl AtExec {
     pub(crate) fn new(traced: Traced, listener: Listener, since: Instant) -> Result<Self, LoadError> {
         let registers = Registers::of(traced.pid()).map_err(system("the registers of the process cannot be read"))?;
         let memory = Memory::open(&traced);
-        Ok(Self { traced, memory, registers, listener, injector: None, since })
+        Ok(Self { traced, memory, registers, listener, injector: None, one_by_one: false, since })
     }
 
     /// The process.
@@ -118,6 +120,12 @@ impl AtExec {
     /// [`LoadError::ProcessMismatch`] or [`LoadError::System`] if its stack cannot be read or written.
     pub fn drop_loader_variables(&mut self) -> Result<usize, LoadError> {
         FreshStack::read(&self.memory, self.registers.stack())?.drop_loader_variables(&self.memory)
+    }
+
+    /// Makes every system call of this start by itself, each with two stops of the process, as the loader does where it can place no
+    /// code of its own in the process. Takes longer and does the same.
+    pub fn one_by_one(&mut self) {
+        self.one_by_one = true;
     }
 
     /// Makes the process the verified program and lets it go: the sequence of the crate's documentation, from step 4 on. Whether
@@ -165,30 +173,26 @@ impl AtExec {
         let maps = self.maps()?;
         let bias = self.check(image, &maps)?;
 
-        // 5. Its signals wait; what it will need to receive lies below its stack.
-        let injector = Injector::begin(&self.traced, &self.memory, &maps, self.registers)?;
+        // 5. Its signals wait; what it will need to receive lies below its stack, and the tables of its calls below that.
+        let injector = Injector::begin(&self.traced, &self.memory, &maps, self.registers, self.one_by_one)?;
         let at = injector.scratch(SCRATCH);
         self.injector = Some(injector);
-        let mut below = [0; SCRATCH];
-        self.memory.read(at, &mut below)?;
+        let mut below = [0; TABLE_SIZE + SCRATCH];
+        self.memory.read(at - TABLE_SIZE as u64, &mut below)?;
         self.memory.write(at, &self.listener.scratch(at))?;
 
-        // 6. From here on nobody else of its user reads it.
-        self.call("prctl", libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, 0, 0, 0, 0, 0])?;
-
-        // 7. It fetches its memory file itself.
-        let (socket, file) = self.receive(at, image)?;
+        // 6. From here on nobody else of its user reads it. 7. It fetches its memory file itself.
+        let socket = self.connect(at)?;
+        let connection = self.listener.hand_over(self.traced.pid(), image.descriptor())?;
 
         // 8. Every segment is mapped over.
-        for part in image.parts() {
-            self.map(part, bias, file)?;
-        }
-        self.close(socket, file)?;
+        self.map(image, bias, socket, at)?;
+        drop(connection);
 
         // 9. Everything is as it was, and it goes.
-        self.memory.write(at, &below)?;
+        self.memory.write(at - TABLE_SIZE as u64, &below)?;
         let injector = self.injector.take().expect("made in step 5");
-        injector.finish(&mut self.traced)
+        injector.finish(&mut self.traced, &self.memory, at)
     }
 
     fn check(&self, image: &Image, maps: &str) -> Result<u64, LoadError> {
@@ -197,56 +201,67 @@ impl AtExec {
         expected.check(|| self.exe().ok())
     }
 
-    /// Connects the process, hands the memory file over and returns the process's descriptors of socket and file.
-    fn receive(&mut self, at: u64, image: &Image) -> Result<(u64, u64), LoadError> {
+    /// Makes the process private, connects it and returns its socket. Strangers can fill the queue before it, and are sent away.
+    fn connect(&mut self, at: u64) -> Result<u64, LoadError> {
         self.listener.open()?;
+        let (address, length) = self.listener.address(at);
         let kind = (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
-        let socket = self.try_call(libc::SYS_socket, [libc::AF_UNIX as u64, kind, 0, 0, 0, 0]).map_err(out_of_reach("socket"))?;
-        self.connect(socket, at)?;
-        let connection = self.listener.hand_over(self.traced.pid(), image.descriptor())?;
+        let mut script = Script::default();
+        script.call("prctl", libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, 0].map(Argument::Is));
+        let trap = [libc::SIGTRAP as u64, 0, Listener::on_trap(at), 8];
+        script.call("rt_sigaction", libc::SYS_rt_sigaction, trap.map(Argument::Is));
+        let socket = script.call("socket", libc::SYS_socket, [libc::AF_UNIX as u64, kind].map(Argument::Is));
+        let connected = script.try_call("connect", libc::SYS_connect, [socket.into(), address.into(), length.into()]);
+        let results = self.run(&script, at)?;
+        script.check(&results).map_err(out_of_reach)?;
+        let socket = results.value(socket);
+        let mut result = results.of(connected);
+        for _ in 1..CONNECT_TRIES {
+            if result != -i64::from(libc::EAGAIN) {
+                break;
+            }
+            self.listener.dismiss_strangers();
+            let mut script = Script::default();
+            let again = script.try_call("connect", libc::SYS_connect, [socket, address, length].map(Argument::Is));
+            result = self.run(&script, at)?.of(again);
+        }
+        match result {
+            0 => Ok(socket),
+            error => Err(out_of_reach(("connect", CallError::Refused(io::Error::from_raw_os_error(-(error as i32)))))),
+        }
+    }
+
+    /// Receives the memory file, maps every segment over and closes both descriptors.
+    fn map(&mut self, image: &Image, bias: u64, socket: u64, at: u64) -> Result<(), LoadError> {
+        let file = Argument::At(Listener::file(at));
+        let mut script = Script::default();
         let flags = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
-        self.call("recvmsg", libc::SYS_recvmsg, [socket, Listener::message(at), flags, 0, 0, 0])?;
-        drop(connection);
+        script.call("recvmsg", libc::SYS_recvmsg, [socket, Listener::message(at), flags].map(Argument::Is));
+        for part in image.parts() {
+            if script.room() < CALLS_AT_ONCE {
+                self.run_received(&std::mem::take(&mut script), at)?;
+            }
+            add_part(&mut script, part, bias, file);
+        }
+        script.call("close", libc::SYS_close, [Argument::Is(socket)]);
+        script.call("close", libc::SYS_close, [file]);
+        self.run_received(&script, at)
+    }
+
+    /// Runs a script that uses the received file. Without one its calls have done nothing: no descriptor has the number that stands
+    /// in its place.
+    fn run_received(&mut self, script: &Script, at: u64) -> Result<(), LoadError> {
+        let results = self.run(script, at)?;
         let mut area = [0; SCRATCH];
         self.memory.read(at, &mut area)?;
-        let file = received(&area).ok_or(LoadError::TooFewDescriptors)?;
-        Ok((socket, u64::from(file)))
+        received(&area).ok_or(LoadError::TooFewDescriptors)?;
+        self.injector.as_mut().expect("made in step 5").keep_trap(trap_action(&area));
+        script.check(&results).map_err(|(name, error)| error.of(name))
     }
 
-    /// Connects the process's socket. Strangers can fill the queue before it, and are sent away.
-    fn connect(&mut self, socket: u64, at: u64) -> Result<(), LoadError> {
-        let (address, length) = self.listener.address(at);
-        for _ in 1..CONNECT_TRIES {
-            match self.try_call(libc::SYS_connect, [socket, address, length, 0, 0, 0]) {
-                Err(CallError::Refused(error)) if error.raw_os_error() == Some(libc::EAGAIN) => self.listener.dismiss_strangers(),
-                other => return other.map(drop).map_err(out_of_reach("connect")),
-            }
-        }
-        self.call("connect", libc::SYS_connect, [socket, address, length, 0, 0, 0]).map(drop)
-    }
-
-    fn map(&mut self, part: &Part, bias: u64, file: u64) -> Result<(), LoadError> {
-        let address = bias + part.address;
-        let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED) as u64;
-        let protection = u64::from(part.protection.bits());
-        let mapped = self.call("mmap", libc::SYS_mmap, [address, part.length, protection, flags, file, part.at])?;
-        if mapped != address {
-            return Err(LoadError::Injection { call: "mmap", detail: "a segment came to lie elsewhere".into() });
-        }
-        if part.protection.contains(ProtFlags::EXEC) {
-            self.call("madvise", libc::SYS_madvise, [address, part.length, libc::MADV_DONTDUMP as u64, 0, 0, 0])?;
-        }
-        Ok(())
-    }
-
-    /// Closes both descriptors, with one call where they are neighbours and the kernel is of 5.9 or later.
-    fn close(&mut self, socket: u64, file: u64) -> Result<(), LoadError> {
-        let at_once = file == socket + 1 && self.try_call(libc::SYS_close_range, [socket, file, 0, 0, 0, 0]).is_ok();
-        if !at_once {
-            self.call("close", libc::SYS_close, [socket, 0, 0, 0, 0, 0])?;
-            self.call("close", libc::SYS_close, [file, 0, 0, 0, 0, 0])?;
-        }
-        Ok(())
+    fn run(&mut self, script: &Script, at: u64) -> Result<Results, LoadError> {
+        let injector = self.injector.as_mut().expect("scripts run only after step 5");
+        injector.run(&mut self.traced, &self.memory, script, at)
     }
 
     fn call(&mut self, name: &'static str, number: i64, arguments: [u64; 6]) -> Result<u64, LoadError> {
@@ -255,7 +270,7 @@ impl AtExec {
 
     fn try_call(&mut self, number: i64, arguments: [u64; 6]) -> Result<u64, CallError> {
         let injector = self.injector.as_mut().expect("calls are made only after step 5");
-        injector.call(&mut self.traced, number, arguments)
+        injector.call(&mut self.traced, &self.memory, number, arguments)
     }
 
     /// Whether the process said so and ended by itself; else it is killed.
@@ -272,7 +287,7 @@ impl AtExec {
     fn say_and_exit(&mut self, message: &str, code: i32) -> Result<(), LoadError> {
         if self.injector.is_none() {
             let maps = self.maps()?;
-            self.injector = Some(Injector::begin(&self.traced, &self.memory, &maps, self.registers)?);
+            self.injector = Some(Injector::begin(&self.traced, &self.memory, &maps, self.registers, true)?);
         }
         let text = &message.as_bytes()[..message.len().min(MAX_MESSAGE)];
         let at = self.injector.as_ref().expect("made above").scratch(MAX_MESSAGE);
@@ -287,9 +302,23 @@ impl AtExec {
     }
 }
 
+/// The most calls that are added to a script between two looks at its room.
+const CALLS_AT_ONCE: usize = 4;
+
+/// Maps one segment over, and leaves code out of core dumps. `MAP_FIXED` gives this address or an error.
+fn add_part(script: &mut Script, part: &Part, bias: u64, file: Argument) {
+    let address = Argument::Is(bias + part.address);
+    let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED) as u64;
+    let [length, protection, flags, offset] = [part.length, u64::from(part.protection.bits()), flags, part.at].map(Argument::Is);
+    script.call("mmap", libc::SYS_mmap, [address, length, protection, flags, file, offset]);
+    if part.protection.contains(ProtFlags::EXEC) {
+        script.call("madvise", libc::SYS_madvise, [address, length, Argument::Is(libc::MADV_DONTDUMP as u64)]);
+    }
+}
+
 /// What it means when the process gets no connection to this side.
-fn out_of_reach(call: &'static str) -> impl FnOnce(CallError) -> LoadError {
-    move |error| match error {
+fn out_of_reach((call, error): (&'static str, CallError)) -> LoadError {
+    match error {
         CallError::Refused(error) => match error.raw_os_error() {
             Some(libc::EMFILE) => LoadError::TooFewDescriptors,
             Some(libc::ECONNREFUSED | libc::EPERM | libc::EACCES | libc::ENOENT) => LoadError::OutOfReach(error),

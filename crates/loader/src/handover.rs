@@ -19,17 +19,23 @@ const BACKLOG: i32 = 4096;
 /// How often the process connects where strangers fill the queue faster than it is emptied.
 pub(crate) const CONNECT_TRIES: u32 = 64;
 
-// The scratch area, offsets in bytes: a sockaddr_un, a msghdr (56), its iovec (16) and byte, its control buffer (24).
+// The scratch area, offsets in bytes: a sockaddr_un, a msghdr (56), its iovec (16) and byte, its control buffer (24), and what the
+// process does on a trap (32).
 const ADDRESS: usize = 0;
 const MESSAGE: usize = 112;
 const VECTOR: usize = 168;
 const BYTE: usize = 184;
 const CONTROL: usize = 192;
+const ON_TRAP: usize = 216;
 /// Size of the scratch area, bytes.
-pub(crate) const SCRATCH: usize = 216;
+pub(crate) const SCRATCH: usize = 248;
+/// What stands in the place of a descriptor until one was received: no descriptor at all.
+const NO_FILE: u32 = u32::MAX;
 /// `CMSG_SPACE` and `CMSG_LEN` of one descriptor.
 const CONTROL_SPACE: u64 = 24;
 const CONTROL_LEN: u64 = 20;
+/// Offset of the descriptor in the control buffer.
+const FILE: usize = 16;
 /// Offset of `msg_flags` in a msghdr.
 const MESSAGE_FLAGS: usize = MESSAGE + 48;
 
@@ -68,6 +74,7 @@ impl Listener {
         put(MESSAGE + 24, &1_u64.to_ne_bytes());
         put(MESSAGE + 32, &(at + CONTROL as u64).to_ne_bytes());
         put(MESSAGE + 40, &CONTROL_SPACE.to_ne_bytes());
+        put(CONTROL + FILE, &NO_FILE.to_ne_bytes());
         put(VECTOR, &(at + BYTE as u64).to_ne_bytes());
         put(VECTOR + 8, &1_u64.to_ne_bytes());
         area
@@ -81,6 +88,16 @@ impl Listener {
     /// Address of the message header in the scratch area at `at`.
     pub(crate) fn message(at: u64) -> u64 {
         at + MESSAGE as u64
+    }
+
+    /// Address of the word whose lower half becomes the received descriptor, in the scratch area at `at`.
+    pub(crate) fn file(at: u64) -> u64 {
+        at + (CONTROL + FILE) as u64
+    }
+
+    /// Address of the room for a `struct sigaction` in the scratch area at `at`.
+    pub(crate) fn on_trap(at: u64) -> u64 {
+        at + ON_TRAP as u64
     }
 
     /// Empties the queue, which strangers filled before the process could connect.
@@ -125,7 +142,12 @@ pub(crate) fn received(area: &[u8; SCRATCH]) -> Option<u32> {
     let long = u64::from_ne_bytes(area[CONTROL..CONTROL + 8].try_into().expect("eight bytes"));
     let whole = word(MESSAGE_FLAGS) & libc::MSG_CTRUNC as u32 == 0 && long == CONTROL_LEN;
     let kind = word(CONTROL + 8) == libc::SOL_SOCKET as u32 && word(CONTROL + 12) == libc::SCM_RIGHTS as u32;
-    (whole && kind).then(|| word(CONTROL + 16))
+    (whole && kind).then(|| word(CONTROL + FILE))
+}
+
+/// What the process does on a trap, as the kernel wrote it into the scratch area.
+pub(crate) fn trap_action(area: &[u8; SCRATCH]) -> [u8; SCRATCH - ON_TRAP] {
+    area[ON_TRAP..].try_into().expect("the end of the area")
 }
 
 #[cfg(test)]

@@ -26,9 +26,11 @@
 //!    address and number of program headers, base of the interpreter (auxiliary vector on the stack), instruction pointer, and every
 //!    mapping, with the interpreter found by the path that the verified program names. Whatever is there too, is missing or lies
 //!    elsewhere is [`LoadError::ProcessMismatch`].
-//! 5. **Quiet.** All signals are blocked; those that come wait and are the program's own afterwards. Calls are made in the process with
-//!    the system call instruction of its vDSO, so that no code is changed. Each is watched at its entry and exit; anything else that
-//!    happens meanwhile ends the start.
+//! 5. **Quiet.** All signals are blocked; those that come wait and are the program's own afterwards. The calls of the next steps are
+//!    written as tables below the stack of the process, and a hundred bytes of machine code go through them: one resumption and one
+//!    stop for many calls, the first that fails ends them. That code takes the place of the ELF header of the process's vDSO, on a page of
+//!    its own as for a debugger's breakpoint, until step 9. Where the kernel forbids that, each call is made by itself with the system
+//!    call instruction of the vDSO. Anything else that happens meanwhile ends the start.
 //! 6. **`prctl(PR_SET_DUMPABLE, 0)`** before anything secret: from here on no process of the same user can read its memory, duplicate
 //!    its descriptors or trace it, and there are no core dumps. (A descriptor of its `/proc/PID/mem` that was opened between exec and
 //!    now goes on working. Only a package that its user may execute but not read closes that: such a process is not dumpable from its
@@ -38,8 +40,8 @@
 //!    memfd too.
 //! 8. **Map.** Every segment is mapped over, private, with its original protection; executable ones are left out of core dumps. The
 //!    first one brings back the original program headers, which dynamic linkers and unwinders read.
-//! 9. **Restore.** Descriptors are closed, the bytes below the stack and the registers are given back, then the signal mask, then the
-//!    process itself. What the program sees of all this is that `PR_GET_DUMPABLE` says 0, and that it was stopped for a moment.
+//! 9. **Restore.** Descriptors are closed, the bytes of the vDSO, those below the stack and the registers are given back, then the signal
+//!    mask, then the process itself. What the program sees of all this is that `PR_GET_DUMPABLE` says 0, and that it was stopped for a moment.
 //!
 //! Relocations, text relocations, RELRO, IFUNC resolvers and constructors come after that, in the process, on private pages, as
 //! always.
@@ -77,7 +79,7 @@
 //! # Limits
 //!
 //! The memfd can be swapped out. The program's own `/proc/self` belongs to root while it is not dumpable. `VmExe` in its status is
-//! wrong, because the kernel looks for it among segments marked executable. The path of the interpreter is resolved in the processor's
+//! wrong, because the kernel looks for it among segments marked executable. Each process keeps a copy of its own of one page of the vDSO. The path of the interpreter is resolved in the processor's
 //! mount namespace. Set-user-id programs are refused. Everybody with `CAP_SYS_PTRACE` can read everything.
 
 mod client;
@@ -89,6 +91,7 @@ mod image;
 mod inject;
 mod interpreter;
 mod layout;
+mod script;
 mod stack;
 mod sys;
 mod trace;

@@ -161,12 +161,21 @@ impl Traced {
     /// Lets a stopped process run to the next entry or exit of a system call. Returns whether a SIGSTOP was held back on the way;
     /// every other signal is fatal here, because the caller blocks what may wait.
     pub(crate) fn run_to_syscall_stop(&mut self) -> Result<bool, LoadError> {
+        self.run_to(Stop::Syscall, sys::resume_to_syscall)
+    }
+
+    /// Lets a stopped process run to the next trap instruction. Otherwise as [`run_to_syscall_stop`](Self::run_to_syscall_stop).
+    pub(crate) fn run_to_trap(&mut self) -> Result<bool, LoadError> {
+        self.run_to(Stop::Signal(libc::SIGTRAP), |pid| sys::resume(pid, 0))
+    }
+
+    fn run_to(&mut self, wanted: Stop, resume: impl Fn(Pid) -> io::Result<()>) -> Result<bool, LoadError> {
         let mut held = false;
         self.phase = Phase::Between;
         for _ in 0..MAX_STOPS {
-            sys::resume_to_syscall(self.pid).or_else(|error| self.unless_killed(error))?;
+            resume(self.pid).or_else(|error| self.unless_killed(error))?;
             match self.wait()? {
-                Stop::Syscall => {
+                stop if stop == wanted => {
                     self.phase = Phase::Stopped;
                     return Ok(held);
                 }
@@ -177,6 +186,7 @@ impl Traced {
                     return Err(LoadError::Injection { call: "a system call", detail: format!("signal {signal} came up") });
                 }
                 Stop::Exec => return Err(LoadError::ProcessMismatch("it started another program meanwhile".into())),
+                Stop::Syscall => return Err(LoadError::ProcessMismatch("it made a call of its own".into())),
             }
         }
         Err(LoadError::TimedOut)

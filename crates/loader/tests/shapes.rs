@@ -233,8 +233,8 @@ fn registers_and_stack_are_given_back_as_they_were() {
     let source = r#"
 __asm__(".globl _start\n_start: or %rbx,%rax\n or %rcx,%rax\n or %rdx,%rax\n or %rsi,%rax\n or %rdi,%rax\n or %rbp,%rax\n"
         "or %r8,%rax\n or %r9,%rax\n or %r10,%rax\n or %r11,%rax\n or %r12,%rax\n or %r13,%rax\n or %r14,%rax\n or %r15,%rax\n"
-        "mov $1,%edi\n lea dirty(%rip),%rsi\n mov $255,%ecx\n"
-        "again: or -2048(%rsp,%rcx,8),%rax\n dec %ecx\n jns again\n"
+        "mov $1,%edi\n lea dirty(%rip),%rsi\n mov $1023,%ecx\n"
+        "again: or -8192(%rsp,%rcx,8),%rax\n dec %ecx\n jns again\n"
         "test %rax,%rax\n jnz say\n lea clean(%rip),%rsi\n"
         "say: mov $1,%eax\n mov $6,%edx\n syscall\n mov $231,%eax\n xor %edi,%edi\n syscall\n"
         ".section .rodata\nclean: .ascii \"clean\\n\"\ndirty: .ascii \"dirty\\n\"\n");"#;
@@ -242,4 +242,34 @@ __asm__(".globl _start\n_start: or %rbx,%rax\n or %rcx,%rax\n or %rdx,%rax\n or 
     assert_eq!(text(&case.plain(&[]).stdout), "clean\n", "the kernel gives them so");
     case.seal();
     assert_eq!(text(&case.helped(&[]).stdout), "clean\n", "the loader gives them back so");
+    let client = common::Client::spawn(&case, &[], "");
+    let mut at = client.at_exec().unwrap();
+    at.one_by_one();
+    at.complete(&case.image()).unwrap();
+    assert_eq!(text(&client.output().stdout), "clean\n", "call by call as well");
+}
+
+#[test]
+fn the_kernels_own_code_in_the_process_is_as_it_was() {
+    let source = r#"
+#include <stdio.h>
+#include <sys/auxv.h>
+int main(void) { const unsigned char *v = (void *)getauxval(AT_SYSINFO_EHDR); unsigned long sum = 0;
+    for (int i = 0; i < 4096; i++) sum = sum * 31 + v[i]; printf("%lx %.3s\n", sum, v + 1); }"#;
+    compiled("vdso", source, &[]);
+}
+
+/// More segments than one script of calls maps.
+#[test]
+fn a_program_of_forty_segments_runs_as_plain() {
+    let count = 40;
+    let data: String = (0..count).map(|n| format!("__attribute__((section(\"s{n}\"))) int v{n} = {n};\n")).collect();
+    let sum: Vec<String> = (0..count).map(|n| format!("v{n}")).collect();
+    let source = format!("#include <stdio.h>\n{data}int main(void) {{ printf(\"%d\\n\", {}); }}", sum.join(" + "));
+    let starts: Vec<String> = (0..count).map(|n| format!("-Wl,--section-start=s{n}={:#x}", 0x1000_0000 + n * 0x10_0000)).collect();
+    let mut flags: Vec<&str> = vec!["-no-pie", "-fno-pie", "-O0"];
+    flags.extend(starts.iter().map(String::as_str));
+    let Some(case) = Case::compiled("segments", &source, &flags) else { return };
+    case.same(&[]);
+    assert_eq!(text(&case.helped(&[]).stdout), "780\n");
 }

@@ -2,6 +2,9 @@
 #![expect(unsafe_code, reason = "ptrace, waitpid with __WALL, process_vm_readv and interval timers exist only in libc")]
 
 mod alarm;
+#[cfg(target_arch = "aarch64")]
+#[path = "aarch64.rs"]
+pub(crate) mod arch;
 #[cfg(target_arch = "x86_64")]
 #[path = "x86_64.rs"]
 pub(crate) mod arch;
@@ -42,6 +45,31 @@ unsafe fn ptrace(request: libc::c_uint, pid: Pid, address: usize, data: usize) -
     // SAFETY: the caller vouches for `data`; `address` is a number or zero for every request used here.
     let result = unsafe { libc::ptrace(request, pid.as_raw_nonzero().get(), address, data) };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The bytes from one symbol of this program to another.
+///
+/// # Safety
+/// Both lie in one section that can be read and never changes, `begin` not behind `end`.
+unsafe fn code_between(begin: *const u8, end: *const u8) -> &'static [u8] {
+    // SAFETY: the caller vouches for both symbols, so everything between them is initialised and lives as long as the program.
+    unsafe { std::slice::from_raw_parts(begin, end.addr() - begin.addr()) }
+}
+
+/// Reads one word of a stopped process, whatever the protection of its page.
+pub(crate) fn peek(pid: Pid, address: u64) -> io::Result<u64> {
+    let mut word = 0_u64;
+    // SAFETY: the system call itself, unlike its wrapper, stores the word at the data pointer, which points to a u64 that outlives it.
+    let result = unsafe {
+        libc::syscall(libc::SYS_ptrace, libc::c_long::from(libc::PTRACE_PEEKDATA), pid.as_raw_nonzero().get(), address, &raw mut word)
+    };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(word) }
+}
+
+/// Writes one word of a stopped process, whatever the protection of its page; a page of a file or of the kernel is copied first.
+pub(crate) fn poke(pid: Pid, address: u64, word: u64) -> io::Result<()> {
+    // SAFETY: PTRACE_POKEDATA takes the word itself as data, no address of ours.
+    unsafe { ptrace(libc::PTRACE_POKEDATA, pid, address as usize, word as usize) }
 }
 
 /// Begins to trace a process: stop at exec, tell system calls from signals, kill it if this thread ends.

@@ -1,10 +1,10 @@
-//! What is peculiar to x86-64: registers, the system call instruction, the machine's number in ELF files.
+//! What is peculiar to x86-64: registers, the system call instruction, the stub of a script, the machine's number in ELF files.
 
 use std::io;
 
 use rustix::process::Pid;
 
-use super::ptrace;
+use super::{code_between, ptrace};
 
 /// `e_machine` of programs for this machine.
 pub(crate) const MACHINE: u16 = object::elf::EM_X86_64;
@@ -12,6 +12,53 @@ pub(crate) const MACHINE: u16 = object::elf::EM_X86_64;
 pub(crate) const SYSCALL: [u8; 2] = [0x0f, 0x05];
 /// What the ABI keeps free below the stack pointer, bytes.
 pub(crate) const RED_ZONE: u64 = 128;
+
+// rbx: the record. A system call destroys rax, rcx and r11 only. The offsets are those of `script`'s records.
+std::arch::global_asm!(
+    ".pushsection .rodata.chipbound_stub, \"a\", @progbits",
+    ".globl chipbound_stub_begin, chipbound_stub_end",
+    ".hidden chipbound_stub_begin, chipbound_stub_end",
+    "chipbound_stub_begin:",
+    "2:  mov rax, [rbx]",
+    "    test rax, rax",
+    "    js 4f",
+    "    mov rdi, [rbx + 8]",
+    "    mov rdi, [rdi]",
+    "    mov rsi, [rbx + 16]",
+    "    mov rsi, [rsi]",
+    "    mov rdx, [rbx + 24]",
+    "    mov rdx, [rdx]",
+    "    mov r10, [rbx + 32]",
+    "    mov r10, [r10]",
+    "    mov r8, [rbx + 40]",
+    "    mov r8, [r8]",
+    "    mov r9, [rbx + 48]",
+    "    mov r9, [r9]",
+    "    syscall",
+    "    mov [rbx + 64], rax",
+    "    cmp rax, -4095",
+    "    jb 3f",
+    "    cmp qword ptr [rbx + 56], 0",
+    "    je 4f",
+    "3:  add rbx, {record}",
+    "    jmp 2b",
+    "4:  int3",
+    "chipbound_stub_end:",
+    ".popsection",
+    record = const crate::script::RECORD_SIZE,
+);
+
+unsafe extern "C" {
+    static chipbound_stub_begin: u8;
+    static chipbound_stub_end: u8;
+}
+
+/// The machine code that goes through a [`Script`](crate::script::Script)'s table and traps behind the call that failed, or at the
+/// end. It depends on no address, uses no stack and ends with the trap instruction.
+pub(crate) fn stub() -> &'static [u8] {
+    // SAFETY: both symbols are defined above, the second behind the first in one section.
+    unsafe { code_between(&raw const chipbound_stub_begin, &raw const chipbound_stub_end) }
+}
 
 /// The registers of a stopped process.
 #[derive(Clone, Copy, Debug)]
@@ -54,5 +101,28 @@ impl Registers {
         // orig_rax = -1: the kernel must not take the stop for an interrupted call that it should restart.
         let orig_rax = u64::MAX;
         Self(libc::user_regs_struct { rip: gadget, rax: number.cast_unsigned(), orig_rax, rdi, rsi, rdx, r10, r8, r9, ..self.0 })
+    }
+
+    /// These registers, but about to run the stub at `stub` over the table at `table`.
+    pub(crate) fn running(&self, stub: u64, table: u64) -> Self {
+        Self(libc::user_regs_struct { rip: stub, rbx: table, orig_rax: u64::MAX, ..self.0 })
+    }
+
+    /// Where in the table the stub at `stub` stands, if it has trapped.
+    pub(crate) fn stopped_at(&self, stub: u64) -> Option<u64> {
+        (self.0.rip == stub + self::stub().len() as u64).then_some(self.0.rbx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stub_makes_one_kind_of_call_and_ends_with_a_trap() {
+        let code = stub();
+        assert_eq!(code.windows(SYSCALL.len()).filter(|bytes| **bytes == SYSCALL).count(), 1);
+        assert_eq!(code.last(), Some(&0xcc));
+        assert!(code.len() <= crate::inject::MAX_STUB, "{} bytes", code.len());
     }
 }
