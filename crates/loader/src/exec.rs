@@ -1,11 +1,11 @@
 //! At the exec stop: the process is examined, gets its program and goes on, or is turned away.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, Mode, OFlags, Stat, fstat, openat};
+use rustix::fs::{Stat, fstat, stat};
 use rustix::mm::ProtFlags;
 use rustix::process::Pid;
 
@@ -23,6 +23,8 @@ use crate::trace::{Traced, open_exe};
 pub const NOT_STARTED: i32 = 126;
 /// The longest message that [`AtExec::refuse`] prints, bytes; the rest is cut off.
 pub const MAX_MESSAGE: usize = 1024;
+/// More than the maps file of most processes at their exec has, bytes: it is read at once.
+const USUAL_MAPS: usize = 16 * 1024;
 
 /// Which file a process executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +72,7 @@ pub struct Started {
     pub stopped: Duration,
 }
 
-/// A process at the exit of its execve, before the first instruction of the program or its dynamic linker.
+/// A process at the end of its execve, before the first instruction of the program or its dynamic linker.
 ///
 /// Dropped here, the process dies: a program is started whole or not at all.
 #[derive(Debug)]
@@ -86,7 +88,7 @@ pub struct AtExec {
 
 impl AtExec {
     pub(crate) fn new(traced: Traced, listener: Listener, since: Instant) -> Result<Self, LoadError> {
-        let registers = Registers::of(traced.pid()).map_err(system("the registers of the process cannot be read"))?;
+        let registers = Registers::of(traced.pid()).map_err(system("the registers of the process cannot be read"))?.after_exec();
         let memory = Memory::open(&traced);
         Ok(Self { traced, memory, registers, listener, injector: None, one_by_one: false, since })
     }
@@ -159,13 +161,14 @@ impl AtExec {
     }
 
     fn exe_stat(&self) -> Result<Stat, LoadError> {
-        let fd = openat(CWD, self.traced.proc_path("exe"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            .map_err(system("the file of the process cannot be found"))?;
-        fstat(&fd).map_err(system("the file of the process cannot be examined"))
+        stat(self.traced.proc_path("exe")).map_err(system("the file of the process cannot be examined"))
     }
 
     fn maps(&self) -> Result<String, LoadError> {
-        std::fs::read_to_string(self.traced.proc_path("maps")).map_err(system("the mappings of the process cannot be read"))
+        let mut maps = String::with_capacity(USUAL_MAPS);
+        let read = File::open(self.traced.proc_path("maps")).and_then(|mut file| file.read_to_string(&mut maps));
+        read.map_err(system("the mappings of the process cannot be read"))?;
+        Ok(maps)
     }
 
     fn start(&mut self, image: &Image) -> Result<(), LoadError> {

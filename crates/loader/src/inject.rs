@@ -10,7 +10,7 @@ use rustix::process::Pid;
 use crate::error::{LoadError, system};
 use crate::script::{RECORD_SIZE, Results, Script, TABLE_SIZE, is_error};
 use crate::sys::arch::{RED_ZONE, Registers, SYSCALL, stub};
-use crate::sys::{peek, poke, read_memory, set_signal_mask, signal_mask, write_memory};
+use crate::sys::{poke, read_memory, set_signal_mask, signal_mask, write_memory};
 use crate::trace::Traced;
 
 /// The most that is looked at of a vDSO, bytes.
@@ -65,23 +65,16 @@ impl Memory {
         Ok(u64::from_ne_bytes(word))
     }
 
-    /// Puts machine code in the place of other code, on a page of the process's own, and returns what was there.
-    fn replace_code(&self, address: u64, code: &[u8; MAX_STUB]) -> io::Result<[u8; MAX_STUB]> {
-        let mut before = [0; MAX_STUB];
-        if let Some(file) = &self.file {
-            let replaced = file.read_exact_at(&mut before, address).and_then(|()| file.write_all_at(code, address));
-            if replaced.is_ok() {
-                return Ok(before);
-            }
+    /// Writes machine code in the place of other code, on a page of the process's own.
+    fn write_code(&self, address: u64, code: &[u8; MAX_STUB]) -> io::Result<()> {
+        if self.file.as_ref().is_some_and(|file| file.write_all_at(code, address).is_ok()) {
+            return Ok(());
         }
         // Kernels can be told to protect code from /proc/PID/mem (proc_mem.force_override); the debugger's own request goes on working.
-        for (at, word) in (address..).step_by(WORD).zip(before.chunks_exact_mut(WORD)) {
-            word.copy_from_slice(&peek(self.pid, at)?.to_ne_bytes());
-        }
         for (at, word) in (address..).step_by(WORD).zip(code.chunks_exact(WORD)) {
             poke(self.pid, at, u64::from_ne_bytes(word.try_into().expect("whole words")))?;
         }
-        Ok(before)
+        Ok(())
     }
 }
 
@@ -124,6 +117,7 @@ pub(crate) struct Injector {
     before: Registers,
     mask: u64,
     held_stop: bool,
+    trapped: bool,
     /// What the process did on SIGTRAP, as the kernel keeps it, where it differs from what a trap leaves.
     on_trap: Option<[u8; SIGACTION]>,
 }
@@ -135,7 +129,7 @@ impl Injector {
         let mask = signal_mask(traced.pid()).map_err(system("the signal mask of the process cannot be read"))?;
         block_signals(traced)?;
         let stub = if one_by_one { None } else { Stub::place(memory, vdso.start) };
-        Ok(Self { vdso, stub, before, mask, held_stop: false, on_trap: None })
+        Ok(Self { vdso, stub, before, mask, held_stop: false, trapped: false, on_trap: None })
     }
 
     /// An address range of `size` bytes below the stack that the program does not use yet, aligned to 64 bytes. The table of a script
@@ -155,9 +149,11 @@ impl Injector {
         let mut bytes = script.table(table);
         memory.write(table, &bytes)?;
         self.before.running(at, table).set(traced.pid()).map_err(lost_registers)?;
+        if std::mem::replace(&mut self.trapped, true) {
+            // The last trap opened its signal (force_sig); what others sent of it goes on waiting.
+            block_signals(traced)?;
+        }
         self.held_stop |= traced.run_to_trap()?;
-        // A trap opens its signal (force_sig); what others sent of it goes on waiting.
-        block_signals(traced)?;
         let after = Registers::of(traced.pid()).map_err(lost_registers)?;
         let elsewhere = || LoadError::ProcessMismatch("it went on elsewhere".into());
         let stopped_at = after.stopped_at(at).ok_or_else(elsewhere)?;
@@ -180,6 +176,7 @@ impl Injector {
 
     fn make(&mut self, traced: &mut Traced, memory: &Memory, number: i64, arguments: [u64; 6]) -> Result<i64, LoadError> {
         let gadget = self.vdso.gadget(memory)?;
+        self.held_stop |= traced.leave_exec()?;
         self.before.calling(gadget, number, arguments).set(traced.pid()).map_err(lost_registers)?;
         for _ in ["entry", "exit"] {
             self.held_stop |= traced.run_to_syscall_stop()?;
@@ -200,9 +197,10 @@ impl Injector {
     /// Gives code, registers and signals back and lets the process go.
     pub(crate) fn finish(mut self, traced: &mut Traced, memory: &Memory, area: u64) -> Result<(), LoadError> {
         if let Some(stub) = self.stub.take() {
-            memory.replace_code(stub.at, &stub.before).map_err(system("the code of the process cannot be given back"))?;
+            memory.write_code(stub.at, &stub.before).map_err(system("the code of the process cannot be given back"))?;
         }
         if let Some(action) = self.on_trap {
+            block_signals(traced)?;
             self.restore_trap(traced, memory, area, &action)?;
         }
         self.before.set(traced.pid()).map_err(system("the registers of the process cannot be given back"))?;
@@ -225,7 +223,9 @@ impl Stub {
     fn place(memory: &Memory, at: u64) -> Option<Self> {
         let mut code = [0; MAX_STUB];
         code[..stub().len()].copy_from_slice(stub());
-        memory.replace_code(at, &code).ok().map(|before| Self { at, before })
+        let mut before = [0; MAX_STUB];
+        memory.read(at, &mut before).ok()?;
+        memory.write_code(at, &code).ok().map(|()| Self { at, before })
     }
 }
 

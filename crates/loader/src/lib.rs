@@ -17,8 +17,8 @@
 //!
 //! 1. **Seize.** [`Tracer::seize`]: `PTRACE_SEIZE` with `TRACEEXEC | EXITKILL | TRACESYSGOOD`. The client runs on; what signals it
 //!    gets until its exec are its own. If this side dies from here on, so does the client: never half a program.
-//! 2. **Exec.** The client calls execve on the package. [`Tracer::await_exec`] takes the exec stop and goes on to the *exit* of
-//!    execve, because before that the kernel still writes the result register.
+//! 2. **Exec.** The client calls execve on the package. [`Tracer::await_exec`] takes the exec stop. The kernel has
+//!    the result register still to write there: the code of step 5 sets it anew, single calls are made only behind the end of execve.
 //! 3. **Which file.** The caller compares [`AtExec::exe_identity`] with the file it verified; a path from the client means nothing.
 //!    Where its policy says so, it takes away the variables that would bring foreign code in
 //!    ([`AtExec::drop_loader_variables`]).

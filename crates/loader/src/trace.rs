@@ -46,7 +46,7 @@ impl Tracer {
         Ok(Self { traced: Traced { pid, handle, alarm: None, phase: Phase::Running, own_thread: PhantomData } })
     }
 
-    /// Waits until the client has called execve with success and stands at the exit of that call, its new program in place and not
+    /// Waits until the client has called execve with success and stands at the end of that call, its new program in place and not
     /// one instruction of it run. Signals before that are the client's own. `deadline` counts from now to the end of the whole
     /// start, [`AtExec::complete`] and [`AtExec::refuse`] included.
     ///
@@ -59,10 +59,8 @@ impl Tracer {
         for _ in 0..MAX_STOPS {
             match self.traced.wait()? {
                 Stop::Exec => {
-                    self.traced.phase = Phase::Stopped;
-                    let stopped = Instant::now();
-                    self.traced.run_to_syscall_stop()?;
-                    return AtExec::new(self.traced, listener, stopped);
+                    self.traced.phase = Phase::InExec;
+                    return AtExec::new(self.traced, listener, Instant::now());
                 }
                 Stop::Signal(signal) => self.traced.resume(signal)?,
                 Stop::Group(_) => sys::listen(self.traced.pid).or_else(|error| self.traced.unless_killed(error))?,
@@ -79,7 +77,9 @@ impl Tracer {
 enum Phase {
     /// Not yet at its exec.
     Running,
-    /// At an exec or system call stop after its exec.
+    /// In its execve, the new program in place; the kernel has its result still to write.
+    InExec,
+    /// At a stop after its exec.
     Stopped,
     /// Somewhere between two stops after its exec.
     Between,
@@ -109,7 +109,12 @@ impl Traced {
 
     /// Whether the process stands where a system call can be made in it.
     pub(crate) fn is_stopped(&self) -> bool {
-        self.phase == Phase::Stopped
+        matches!(self.phase, Phase::InExec | Phase::Stopped)
+    }
+
+    /// Lets a process leave its execve, if it is still there, so that the result of that call overwrites no register any more.
+    pub(crate) fn leave_exec(&mut self) -> Result<bool, LoadError> {
+        if self.phase == Phase::InExec { self.run_to_syscall_stop() } else { Ok(false) }
     }
 
     /// The status of a process that has ended at a stop, where only SIGKILL ends it.
@@ -228,6 +233,8 @@ impl Traced {
         let by_signal = pidfd_send_signal(&self.handle, Signal::KILL).is_ok();
         if !by_signal && self.phase == Phase::Between && sys::interrupt(self.pid).is_ok() {
             // The next stop is taken below.
+        } else if !by_signal && self.phase == Phase::InExec {
+            drop(sys::resume_to_syscall(self.pid)); // No signal can be given to it in execve.
         } else if !by_signal {
             drop(sys::resume(self.pid, libc::SIGKILL));
         }
@@ -261,7 +268,7 @@ impl Drop for Traced {
         match self.phase {
             Phase::Gone => {}
             Phase::Running => self.let_go(),
-            Phase::Stopped | Phase::Between => self.kill(),
+            Phase::InExec | Phase::Stopped | Phase::Between => self.kill(),
         }
     }
 }

@@ -85,6 +85,12 @@ impl Registers {
         unsafe { ptrace(libc::PTRACE_SETREGSET, pid, GENERAL, (&raw const place).addr()) }
     }
 
+    /// These registers with the result of a successful execve, which the kernel writes last.
+    pub(crate) fn after_exec(mut self) -> Self {
+        self.0.regs[0] = 0;
+        self
+    }
+
     /// The address of the next instruction.
     pub(crate) fn instruction(&self) -> u64 {
         self.0.pc

@@ -56,16 +56,6 @@ unsafe fn code_between(begin: *const u8, end: *const u8) -> &'static [u8] {
     unsafe { std::slice::from_raw_parts(begin, end.addr() - begin.addr()) }
 }
 
-/// Reads one word of a stopped process, whatever the protection of its page.
-pub(crate) fn peek(pid: Pid, address: u64) -> io::Result<u64> {
-    let mut word = 0_u64;
-    // SAFETY: the system call itself, unlike its wrapper, stores the word at the data pointer, which points to a u64 that outlives it.
-    let result = unsafe {
-        libc::syscall(libc::SYS_ptrace, libc::c_long::from(libc::PTRACE_PEEKDATA), pid.as_raw_nonzero().get(), address, &raw mut word)
-    };
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(word) }
-}
-
 /// Writes one word of a stopped process, whatever the protection of its page; a page of a file or of the kernel is copied first.
 pub(crate) fn poke(pid: Pid, address: u64, word: u64) -> io::Result<()> {
     // SAFETY: PTRACE_POKEDATA takes the word itself as data, no address of ours.

@@ -80,6 +80,11 @@ impl Registers {
         unsafe { ptrace(libc::PTRACE_SETREGS, pid, 0, (&raw const self.0).addr()) }
     }
 
+    /// These registers with the result of a successful execve, which the kernel writes last.
+    pub(crate) fn after_exec(self) -> Self {
+        Self(libc::user_regs_struct { rax: 0, ..self.0 })
+    }
+
     /// The address of the next instruction.
     pub(crate) fn instruction(&self) -> u64 {
         self.0.rip
