@@ -1,6 +1,7 @@
 //! The daemon's own verbs, used by the thin binary and by `chipbound processor`.
 
 use crate::config::Config;
+use crate::confine::{self, Confinement};
 use crate::daemon;
 use crate::processor::Processor;
 use crate::vault::Vault;
@@ -58,6 +59,11 @@ fn init(dir: &Path, everyone: bool) -> Result<()> {
 fn run(config: &Path) -> Result<()> {
     log_to_stderr();
     let us = Processor::open(Config::load(config)?)?;
+    let confinement = confine::process(&us.config)?;
+    match confinement {
+        Confinement { calls: true, folders: true } => tracing::info!(%confinement, "confined"),
+        _ => tracing::warn!(%confinement, "confined as far as this kernel can"),
+    }
     tracing::info!(processor = %us.vault.keys().key_id(), packages = us.vault.remembered(), "opened");
     daemon::serve(Arc::new(us))
 }

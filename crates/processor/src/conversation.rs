@@ -1,6 +1,7 @@
 //! One conversation on the control socket: what is asked, who may, and what is answered.
 
 use crate::cache::Dropped;
+use crate::confine::{self, Work};
 use crate::connection::{Asked, Connection};
 use crate::enrolling;
 use crate::line::Stream;
@@ -58,6 +59,10 @@ pub fn converse(mut connection: Connection, us: &Processor) {
 fn answer(connection: &mut Connection, asked: Asked, held: &mut Option<Held>, us: &Processor) -> Result<Next> {
     let mut descriptors = asked.descriptors.into_iter();
     let mut next = || descriptors.next();
+    // What a thread is for shows in the first request that it answers; `run` closes its thread itself.
+    if !matches!(asked.request, Request::Run { .. }) {
+        confine::thread(Work::Session)?;
+    }
     match asked.request {
         Request::Describe => connection.send(&describe(us)?, None)?,
         Request::Enroll { authority, voucher } => {

@@ -2,6 +2,7 @@
 
 use crate::admission::Places;
 use crate::config::Clients;
+use crate::confine::{self, Work};
 use crate::connection::Connection;
 use crate::conversation::converse;
 use crate::enrolling::keep_current;
@@ -24,6 +25,7 @@ pub fn serve(us: Arc<Processor>) -> Result<()> {
     thread::Builder::new().name("accept".into()).spawn(move || accept(&listener, &acceptor)).map_err(failed)?;
     let renewer = Arc::clone(&us);
     thread::Builder::new().name("renewal".into()).spawn(move || keep_current(&renewer)).map_err(failed)?;
+    confine::thread(Work::Control)?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

@@ -2,6 +2,7 @@
 //! revocation list.
 
 use crate::config::Renewal;
+use crate::confine::{self, Work};
 use crate::processor::Processor;
 use crate::vault::Enrolment;
 use chipbound_sealing::{Decapsulate, open_possession};
@@ -73,6 +74,10 @@ fn block_on<T>(exchange: impl Future<Output = Result<T>>) -> Result<T> {
 /// Looks after certificate and revocation list for as long as the daemon runs. What fails is logged and tried again at the next
 /// look.
 pub fn keep_current(us: &Arc<Processor>) {
+    if let Err(refusal) = confine::thread(Work::Session) {
+        tracing::error!(reason = %refusal, "the certificate will not be renewed");
+        return;
+    }
     let Renewal { look_every_seconds, revocations_every_seconds, .. } = us.config.renewal;
     let mut lists_due = Instant::now();
     loop {

@@ -10,6 +10,7 @@ pub mod admission;
 pub mod cache;
 pub mod command;
 pub mod config;
+pub mod confine;
 pub mod connection;
 pub mod conversation;
 pub mod daemon;

@@ -2,6 +2,7 @@
 
 use crate::cache::Opened;
 use crate::config::Namespaces;
+use crate::confine::{self, Work};
 use crate::connection::{Connection, Peer};
 use crate::processor::{Processor, Program};
 use chipbound_loader::{AtExec, Identity, Image, LoadError, NOT_STARTED, PageSource, Tracer};
@@ -34,6 +35,7 @@ pub fn run(connection: &mut Connection, path: &[u8], descriptor: Option<OwnedFd>
     let tracer = Tracer::seize(peer.pid).map_err(refusal_of)?;
     check_peer(peer)?; // The pid is held by the trace from here on; it is still the client's.
     connection.send(&Response::Ready, None)?;
+    confine::thread(Work::Start)?; // Only now: the client is on its way to its exec meanwhile.
     let mut stopped = tracer.await_exec(Duration::from_secs(us.config.limits.start_seconds)).map_err(refusal_of)?;
     if let Err(refusal) = prepare(&mut stopped, &identity, &program) {
         let _ = stopped.refuse(&format!("chipbound: {refusal}\n"), NOT_STARTED); // Where that fails, it was killed.
@@ -59,6 +61,7 @@ fn prepare(stopped: &mut AtExec, verified: &Identity, program: &Program) -> Resu
 /// The opened program, from the cache or verified and opened now.
 fn open_program(package: &File, identity: &Identity, us: &Processor) -> Result<Arc<Program>> {
     let verify = || {
+        confine::thread(Work::Start)?; // What is parsed now was written by anybody.
         let enrolment = us.vault.enrolment()?;
         let keys = us.vault.keys();
         let opened = open_package(package, &us.vault, &*keys, &enrolment.root)?;

@@ -1,6 +1,7 @@
 //! What the processor claims, and the attacks that it claims to refuse.
 
 mod client;
+mod confining;
 mod daemon;
 mod deliveries;
 mod enrolling;
