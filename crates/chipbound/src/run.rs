@@ -1,7 +1,8 @@
 //! `chipbound run PACKAGE args…` (source \[53\], step 1012 and after): asks the processor to attach, then *becomes* the program.
 //!
 //! Nothing of this process outlives the exec but what the program is to have: its three streams, arguments, environment,
-//! folder and signals. Read before any other verb is parsed, without a runtime, so that starting costs little.
+//! folder and signals. The ordinary case never comes here: the front of the command (`chipbound_interpreter::run`) does the same
+//! before a runtime starts, and leaves to this module what is unusual, and what is refused, to be said in full.
 
 use crate::control::{Conversation, unexpected};
 use chipbound_wire::bounded::Bytes;

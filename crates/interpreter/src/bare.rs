@@ -57,5 +57,5 @@ unsafe extern "C" fn strlen(start: *const u8) -> usize {
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    crate::sys::exit(crate::direct::CANNOT_EXECUTE)
+    crate::sys::exit(126)
 }

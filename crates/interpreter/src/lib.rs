@@ -3,7 +3,8 @@
 //! The same modules are used in two places, as programs of their own that `build.rs` makes:
 //!
 //! - [`INTERPRETER`], the program that the `PT_INTERP` of a package names: somebody executes a package, and the kernel starts this one
-//!   ([`direct`]).
+//!   ([`direct`]);
+//! - the front of `chipbound`, which does `chipbound run` before anything else of that program is loaded ([`run`], [`linker`]).
 //!
 //! They need nothing but the kernel, so that a start costs next to nothing before the package's own. What they must not do: decide
 //! anything. They ask the processor and say what it answered.
@@ -14,7 +15,11 @@
 
 pub mod ask;
 pub mod direct;
+#[cfg(target_arch = "x86_64")]
+mod entry;
 pub mod frame;
+pub mod linker;
+pub mod run;
 pub mod slot;
 pub mod stack;
 pub mod sys;

@@ -17,15 +17,17 @@ impl Default for PathBuffer {
 }
 
 impl PathBuffer {
-    /// A path made of these parts; None where it would be longer than a path may be.
-    #[must_use]
-    pub fn of(parts: &[&[u8]]) -> Option<Self> {
-        let mut path = Self::default();
-        for part in parts {
-            path.spare().get_mut(..part.len())?.copy_from_slice(part);
-            path.grow(part.len());
-        }
-        Some(path)
+    /// Adds bytes; None where it would be longer than a path may be.
+    pub fn push(&mut self, bytes: &[u8]) -> Option<()> {
+        self.spare().get_mut(..bytes.len())?.copy_from_slice(bytes);
+        self.grow(bytes.len());
+        Some(())
+    }
+
+    /// Begins again.
+    pub fn clear(&mut self) {
+        self.bytes = [0; MAX_PATH];
+        self.length = 0;
     }
 
     /// The room behind what is there, but for the NUL.
