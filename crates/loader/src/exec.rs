@@ -14,7 +14,7 @@ use crate::handover::{CONNECT_TRIES, Listener, SCRATCH, received, trap_action};
 use crate::image::{Image, Part};
 use crate::inject::{CallError, Injector, Memory};
 use crate::layout::Expected;
-use crate::script::{Argument, Results, Script, TABLE_SIZE};
+use crate::script::{Argument, Call, Results, Script, TABLE_SIZE};
 use crate::stack::FreshStack;
 use crate::sys::arch::Registers;
 use crate::trace::{Traced, open_exe};
@@ -83,6 +83,7 @@ pub struct AtExec {
     listener: Listener,
     injector: Option<Injector>,
     one_by_one: bool,
+    huge_pages: bool,
     since: Instant,
 }
 
@@ -90,7 +91,7 @@ impl AtExec {
     pub(crate) fn new(traced: Traced, listener: Listener, since: Instant) -> Result<Self, LoadError> {
         let registers = Registers::of(traced.pid()).map_err(system("the registers of the process cannot be read"))?.after_exec();
         let memory = Memory::open(&traced);
-        Ok(Self { traced, memory, registers, listener, injector: None, one_by_one: false, since })
+        Ok(Self { traced, memory, registers, listener, injector: None, one_by_one: false, huge_pages: false, since })
     }
 
     /// The process.
@@ -128,6 +129,12 @@ impl AtExec {
     /// code of its own in the process. Takes longer and does the same.
     pub fn one_by_one(&mut self) {
         self.one_by_one = true;
+    }
+
+    /// Copies the code into anonymous memory of the process, in huge pages where the kernel has them:
+    /// [`Mapping::Anonymous`](crate::Mapping::Anonymous).
+    pub fn in_huge_pages(&mut self) {
+        self.huge_pages = true;
     }
 
     /// Makes the process the verified program and lets it go: the sequence of the crate's documentation, from step 4 on. Whether
@@ -237,29 +244,38 @@ impl AtExec {
     /// Receives the memory file, maps every segment over and closes both descriptors.
     fn map(&mut self, image: &Image, bias: u64, socket: u64, at: u64) -> Result<(), LoadError> {
         let file = Argument::At(Listener::file(at));
-        let mut script = Script::default();
+        let (mut script, mut copied) = (Script::default(), Vec::new());
         let flags = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
         script.call("recvmsg", libc::SYS_recvmsg, [socket, Listener::message(at), flags].map(Argument::Is));
         for part in image.parts() {
             if script.room() < CALLS_AT_ONCE {
-                self.run_received(&std::mem::take(&mut script), at)?;
+                self.run_received(&std::mem::take(&mut script), &std::mem::take(&mut copied), at)?;
             }
-            add_part(&mut script, part, bias, file);
+            let address = bias + part.address;
+            if self.huge_pages && part.protection.contains(ProtFlags::EXEC) {
+                copied.extend(add_copy(&mut script, part, address, file));
+            } else {
+                add_part(&mut script, part, address, file);
+            }
         }
         script.call("close", libc::SYS_close, [Argument::Is(socket)]);
         script.call("close", libc::SYS_close, [file]);
-        self.run_received(&script, at)
+        self.run_received(&script, &copied, at)
     }
 
     /// Runs a script that uses the received file. Without one its calls have done nothing: no descriptor has the number that stands
-    /// in its place.
-    fn run_received(&mut self, script: &Script, at: u64) -> Result<(), LoadError> {
+    /// in its place. Each call in `copied` must have copied so many bytes.
+    fn run_received(&mut self, script: &Script, copied: &[(Call, u64)], at: u64) -> Result<(), LoadError> {
         let results = self.run(script, at)?;
         let mut area = [0; SCRATCH];
         self.memory.read(at, &mut area)?;
         received(&area).ok_or(LoadError::TooFewDescriptors)?;
         self.injector.as_mut().expect("made in step 5").keep_trap(trap_action(&area));
-        script.check(&results).map_err(|(name, error)| error.of(name))
+        script.check(&results).map_err(|(name, error)| error.of(name))?;
+        if copied.iter().any(|(call, length)| results.value(*call) != *length) {
+            return Err(LoadError::Injection { call: "pread64", detail: "code was copied in part".into() });
+        }
+        Ok(())
     }
 
     fn run(&mut self, script: &Script, at: u64) -> Result<Results, LoadError> {
@@ -306,17 +322,41 @@ impl AtExec {
 }
 
 /// The most calls that are added to a script between two looks at its room.
-const CALLS_AT_ONCE: usize = 4;
+const CALLS_AT_ONCE: usize = 2 + 4 + COPIES;
+/// The most calls that copy one segment, and the bytes that one of them copies: the kernel stops before 2 GiB.
+const COPIES: usize = 8;
+const COPY: u64 = 1 << 30;
 
 /// Maps one segment over, and leaves code out of core dumps. `MAP_FIXED` gives this address or an error.
-fn add_part(script: &mut Script, part: &Part, bias: u64, file: Argument) {
-    let address = Argument::Is(bias + part.address);
+fn add_part(script: &mut Script, part: &Part, address: u64, file: Argument) {
     let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED) as u64;
-    let [length, protection, flags, offset] = [part.length, u64::from(part.protection.bits()), flags, part.at].map(Argument::Is);
-    script.call("mmap", libc::SYS_mmap, [address, length, protection, flags, file, offset]);
+    let [start, length, protection, flags, offset] =
+        [address, part.length, u64::from(part.protection.bits()), flags, part.at].map(Argument::Is);
+    script.call("mmap", libc::SYS_mmap, [start, length, protection, flags, file, offset]);
     if part.protection.contains(ProtFlags::EXEC) {
-        script.call("madvise", libc::SYS_madvise, [address, length, Argument::Is(libc::MADV_DONTDUMP as u64)]);
+        script.call("madvise", libc::SYS_madvise, [start, length, Argument::Is(libc::MADV_DONTDUMP as u64)]);
     }
+}
+
+/// Copies one segment into anonymous memory, which becomes code when it is full. Returns which calls copy how much.
+fn add_copy(script: &mut Script, part: &Part, address: u64, file: Argument) -> Vec<(Call, u64)> {
+    let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_ANONYMOUS) as u64;
+    let writable = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    script.call("mmap", libc::SYS_mmap, [address, part.length, writable, flags, u64::MAX, 0].map(Argument::Is));
+    let mut advise = |advice: i32| script.try_call("madvise", libc::SYS_madvise, [address, part.length, advice as u64].map(Argument::Is));
+    advise(libc::MADV_HUGEPAGE); // Kernels without huge pages refuse: then they are small ones.
+    advise(libc::MADV_DONTDUMP);
+    let mut copied = Vec::new();
+    let mut done = 0;
+    while done < part.length && copied.len() < COPIES {
+        let step = if copied.len() + 1 == COPIES { part.length - done } else { COPY.min(part.length - done) };
+        let [to, length, from] = [address + done, step, part.at + done].map(Argument::Is);
+        copied.push((script.call("pread64", libc::SYS_pread64, [file, to, length, from]), step));
+        done += step;
+    }
+    let protection = u64::from(part.protection.bits());
+    script.call("mprotect", libc::SYS_mprotect, [address, part.length, protection].map(Argument::Is));
+    copied
 }
 
 /// What it means when the process gets no connection to this side.

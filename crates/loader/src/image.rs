@@ -3,12 +3,12 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, ftruncate, memfd_create, open};
 use rustix::mm::ProtFlags;
 use zeroize::Zeroizing;
 
@@ -69,7 +69,7 @@ impl Image {
     /// [`LoadError::System`] if the kernel gives no memory file.
     pub fn build(source: &dyn PageSource) -> Result<Self, LoadError> {
         let program = Program::parse(source.len(), &|offset, buf| source.read_at(offset, buf))?;
-        let memory = create_memory()?;
+        let memory = create_memory().map_err(system("the kernel gives no memory file (memfd_create)"))?;
         let mut parts = Vec::with_capacity(program.segments.len());
         let mut bytes = 0;
         for segment in program.segments.iter().filter(|s| s.in_file > 0) {
@@ -99,6 +99,33 @@ impl Image {
         self.program.interpreter.as_deref()
     }
 
+    /// The whole program in a memory file that can be executed and not read (mode 0111), for [`Mapping::MemfdExec`](crate::Mapping). Holds
+    /// what is loaded; what else the file had, such as symbols for debuggers, is zero. The descriptor can do nothing but be executed
+    /// (`O_PATH`). Whoever owns the file or has `CAP_DAC_OVERRIDE` gets at its bytes.
+    ///
+    /// # Errors
+    /// [`LoadError::Unsupported`] if the ELF header is no part of what is loaded, [`LoadError::System`] if the kernel gives no such file:
+    /// [`Mapping::obstacle`](crate::Mapping::obstacle) says why.
+    pub fn executable(&self) -> Result<OwnedFd, LoadError> {
+        if !self.program.segments.iter().any(|s| page_floor(s.offset) == 0 && s.in_file > 0) {
+            return Err(LoadError::Unsupported("its ELF header is not part of a segment".into()));
+        }
+        let file = create_executable().map_err(system("the kernel gives no memory file that can be executed"))?;
+        let end = self.program.segments.iter().map(|s| s.offset + s.in_file).max().unwrap_or(0);
+        ftruncate(&file, end).map_err(system("the memory file cannot be given its size"))?;
+        let mut buf = Zeroizing::new(vec![0; STEP]);
+        for (segment, part) in self.program.segments.iter().filter(|s| s.in_file > 0).zip(&self.parts) {
+            let begin = page_floor(segment.offset);
+            let length = segment.offset + segment.in_file - begin;
+            copy(&self.memory, part.at, &file, begin, length, &mut buf).map_err(system("the memory file cannot be filled"))?;
+        }
+        fchmod(&file, Mode::XUSR | Mode::XGRP | Mode::XOTH).map_err(system("the memory file cannot be given its mode"))?;
+        seal(&file)?;
+        // Nobody executes what somebody holds open for writing, so only this descriptor stays.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(system("the memory file cannot be opened again"))
+    }
+
     pub(crate) fn program(&self) -> &Program {
         &self.program
     }
@@ -125,13 +152,23 @@ impl fmt::Debug for Image {
 
 /// `MFD_NOEXEC_SEAL` keeps the file itself from being executed (mapping it stays possible) and is what `vm.memfd_noexec` may
 /// demand; kernels before 6.3 do not know it.
-fn create_memory() -> Result<File, LoadError> {
+pub(crate) fn create_memory() -> io::Result<File> {
+    create(MemfdFlags::NOEXEC_SEAL)
+}
+
+/// A memory file that may be executed, which `vm.memfd_noexec` = 2 forbids.
+pub(crate) fn create_executable() -> io::Result<File> {
+    create(MemfdFlags::EXEC)
+}
+
+/// Kernels before 6.3 do not know either wish and give files of mode 0777.
+fn create(wish: MemfdFlags) -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let fd = match memfd_create("chipbound", flags | MemfdFlags::NOEXEC_SEAL) {
+    let fd = match memfd_create("chipbound", flags | wish) {
         Err(rustix::io::Errno::INVAL) => memfd_create("chipbound", flags),
         other => other,
     };
-    fd.map(File::from).map_err(system("the kernel gives no memory file (memfd_create)"))
+    Ok(File::from(fd?))
 }
 
 fn protection(segment: &Segment) -> ProtFlags {
@@ -154,6 +191,18 @@ fn fill(memory: &File, source: &dyn PageSource, segment: &Segment, part: &Part, 
         source.read_at(offset, &mut buf[..step]).map_err(LoadError::Source)?;
         memory.write_all_at(&buf[..step], part.at + (offset - begin)).map_err(system("the memory file cannot be filled"))?;
         offset += step as u64;
+    }
+    Ok(())
+}
+
+/// Copies bytes from one file to another.
+fn copy(from: &File, at: u64, to: &File, offset: u64, length: u64, buf: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while done < length {
+        let step = buf.len().min(usize::try_from(length - done).unwrap_or(usize::MAX));
+        from.read_exact_at(&mut buf[..step], at + done)?;
+        to.write_all_at(&buf[..step], offset + done)?;
+        done += step as u64;
     }
     Ok(())
 }

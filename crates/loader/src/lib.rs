@@ -62,6 +62,13 @@
 //! # }
 //! ```
 //!
+//! # Other ways
+//!
+//! [`Mapping`] names them. [`AtExec::in_huge_pages`]: in step 8 code is copied into anonymous memory first (`pread` by the process itself, from
+//! the same memfd) and becomes executable then. [`Image::executable`] needs no tracing and none of these steps: the client executes a memory
+//! file. [`Mapping::obstacle`] and [`trace_obstacle`] say what of this machine forbids a way. All need `memfd_create`: where that is
+//! forbidden nothing is started, for opened code lies nowhere else.
+//!
 //! # When it goes wrong
 //!
 //! Before the exec, an abandoned client is let go unharmed. After it, on any error, the process prints the reason on its standard error
@@ -91,6 +98,7 @@ mod image;
 mod inject;
 mod interpreter;
 mod layout;
+mod mapping;
 mod script;
 mod stack;
 mod sys;
@@ -100,6 +108,7 @@ pub use client::allow_tracer;
 pub use error::LoadError;
 pub use exec::{AtExec, Identity, MAX_MESSAGE, NOT_STARTED, Started};
 pub use image::{Image, PageSource, STEP};
+pub use mapping::{Mapping, trace_obstacle};
 pub use rustix::process::Pid;
 pub use stack::LOADER_VARIABLES;
 pub use trace::Tracer;

@@ -3,8 +3,11 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 use rustix::process::Pid;
+
+/// Size of the pages that are tried, bytes.
+const PAGE: usize = 4096;
 
 /// Fills `buf` from the memory of a process that the caller traces.
 pub(crate) fn read_memory(pid: Pid, address: u64, buf: &mut [u8]) -> io::Result<()> {
@@ -35,15 +38,35 @@ fn whole(moved: isize, wanted: usize) -> io::Result<()> {
 /// The device and inode columns, as in "fe:00 325843", that /proc/PID/maps shows for a mapping of this file. On overlay and btrfs
 /// file systems they differ from what stat(2) says, so the file is mapped here for a moment and looked up.
 pub(crate) fn listed_as(file: BorrowedFd<'_>) -> io::Result<String> {
-    let page = 4096;
     // SAFETY: a fresh private read-only mapping at an address of the kernel's choice overlaps nothing of ours.
-    let address = unsafe { mmap(std::ptr::null_mut(), page, ProtFlags::READ, MapFlags::PRIVATE, file, 0) }?;
+    let address = unsafe { mmap(std::ptr::null_mut(), PAGE, ProtFlags::READ, MapFlags::PRIVATE, file, 0) }?;
     let maps = std::fs::read_to_string("/proc/self/maps");
     // SAFETY: this is the mapping made above, and nobody was given its address.
-    unsafe { munmap(address, page) }?;
+    unsafe { munmap(address, PAGE) }?;
     let line = maps?.lines().find(|line| covers(line, address.addr() as u64)).map(str::to_owned).ok_or(io::ErrorKind::NotFound)?;
     let columns: Vec<&str> = line.split_ascii_whitespace().skip(3).take(2).collect();
     Ok(columns.join(" "))
+}
+
+/// Whether a page of a file can be mapped privately with this protection, as a process would map its code.
+pub(crate) fn try_mapping(file: BorrowedFd<'_>, protection: ProtFlags) -> io::Result<()> {
+    rustix::fs::ftruncate(file, PAGE as u64)?;
+    // SAFETY: a fresh private mapping at an address of the kernel's choice overlaps nothing of ours; nothing touches it.
+    let address = unsafe { mmap(std::ptr::null_mut(), PAGE, protection, MapFlags::PRIVATE, file, 0) }?;
+    // SAFETY: this is the mapping made above, and nobody was given its address.
+    unsafe { munmap(address, PAGE) }?;
+    Ok(())
+}
+
+/// Whether anonymous memory that was writable can become executable.
+pub(crate) fn try_anonymous_code() -> io::Result<()> {
+    // SAFETY: a fresh private mapping at an address of the kernel's choice overlaps nothing of ours.
+    let address = unsafe { mmap_anonymous(std::ptr::null_mut(), PAGE, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) }?;
+    // SAFETY: this is the mapping made above; nobody executes or writes it.
+    let changed = unsafe { mprotect(address, PAGE, MprotectFlags::READ | MprotectFlags::EXEC) };
+    // SAFETY: as above, and nobody was given its address.
+    unsafe { munmap(address, PAGE) }?;
+    Ok(changed?)
 }
 
 /// Whether a line of a maps file is about this address.
