@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Stat, fstat, stat};
@@ -10,7 +10,7 @@ use rustix::mm::ProtFlags;
 use rustix::process::Pid;
 
 use crate::error::{LoadError, system};
-use crate::handover::{CONNECT_TRIES, Listener, SCRATCH, received, trap_action};
+use crate::handover::{CONNECT_TRIES, Connection, Listener, MAX_NAME, SCRATCH, received, trap_action};
 use crate::image::{Image, Part};
 use crate::inject::{CallError, Injector, Memory};
 use crate::layout::Expected;
@@ -72,6 +72,22 @@ pub struct Started {
     pub stopped: Duration,
 }
 
+/// A file that the program is to find open for reading.
+#[derive(Debug)]
+pub struct Given {
+    /// The number of its descriptor in the program. One that the client holds by then is replaced.
+    pub number: u32,
+    /// The file, or a folder.
+    pub file: OwnedFd,
+    /// The name of the file in the folder, at most [`Given::MAX_NAME`] bytes: the process itself opens it. The folder is not given.
+    pub name: Option<Vec<u8>>,
+}
+
+impl Given {
+    /// The longest name, bytes.
+    pub const MAX_NAME: usize = MAX_NAME;
+}
+
 /// A process at the end of its execve, before the first instruction of the program or its dynamic linker.
 ///
 /// Dropped here, the process dies: a program is started whole or not at all.
@@ -84,6 +100,7 @@ pub struct AtExec {
     injector: Option<Injector>,
     one_by_one: bool,
     huge_pages: bool,
+    given: Vec<Given>,
     since: Instant,
 }
 
@@ -91,7 +108,7 @@ impl AtExec {
     pub(crate) fn new(traced: Traced, listener: Listener, since: Instant) -> Result<Self, LoadError> {
         let registers = Registers::of(traced.pid()).map_err(system("the registers of the process cannot be read"))?.after_exec();
         let memory = Memory::open(&traced);
-        Ok(Self { traced, memory, registers, listener, injector: None, one_by_one: false, huge_pages: false, since })
+        Ok(Self { traced, memory, registers, listener, injector: None, one_by_one: false, huge_pages: false, given: Vec::new(), since })
     }
 
     /// The process.
@@ -135,6 +152,17 @@ impl AtExec {
     /// [`Mapping::Anonymous`](crate::Mapping::Anonymous).
     pub fn in_huge_pages(&mut self) {
         self.huge_pages = true;
+    }
+
+    /// Gives the program a file in its start, after nobody else can take it from there. The descriptor is closed in whatever the
+    /// program execs.
+    ///
+    /// # Panics
+    /// If the name is longer than [`Given::MAX_NAME`] or has a zero in it.
+    pub fn give(&mut self, given: Given) {
+        let name = given.name.as_deref().unwrap_or_default();
+        assert!(name.len() <= MAX_NAME && !name.contains(&0), "names of given files are made by the caller");
+        self.given.push(given);
     }
 
     /// Makes the process the verified program and lets it go: the sequence of the crate's documentation, from step 4 on. Whether
@@ -193,7 +221,11 @@ impl AtExec {
 
         // 6. From here on nobody else of its user reads it. 7. It fetches its memory file itself.
         let socket = self.connect(at)?;
-        let connection = self.listener.hand_over(self.traced.pid(), image.descriptor())?;
+        let connection = self.listener.accept(self.traced.pid())?;
+        for given in std::mem::take(&mut self.given) {
+            self.hand(&given, &connection, socket, at)?;
+        }
+        connection.hand_over(image.descriptor())?;
 
         // 8. Every segment is mapped over.
         self.map(image, bias, socket, at)?;
@@ -239,6 +271,29 @@ impl AtExec {
             0 => Ok(socket),
             error => Err(out_of_reach(("connect", CallError::Refused(io::Error::from_raw_os_error(-(error as i32)))))),
         }
+    }
+
+    /// Makes a file one of the process's descriptors.
+    fn hand(&mut self, given: &Given, connection: &Connection, socket: u64, at: u64) -> Result<(), LoadError> {
+        connection.hand_over(given.file.as_fd())?;
+        let (place, ready) = self.listener.ready_again(at, given.name.as_deref().unwrap_or_default());
+        self.memory.write(place, &ready)?;
+        let received = Argument::At(Listener::file(at));
+        let (number, closed) = (u64::from(given.number), libc::O_CLOEXEC as u64);
+        let mut script = Script::default();
+        let flags = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
+        script.call("recvmsg", libc::SYS_recvmsg, [socket, Listener::message(at), flags].map(Argument::Is));
+        let mut file = received;
+        if given.name.is_some() {
+            let how = (libc::O_RDONLY | libc::O_NOCTTY | libc::O_CLOEXEC) as u64;
+            file = script.call("openat", libc::SYS_openat, [received, Listener::name(at).into(), how.into()]).into();
+            script.call("close", libc::SYS_close, [received]);
+        }
+        script.call("dup3", libc::SYS_dup3, [file, number.into(), closed.into()]);
+        script.call("close", libc::SYS_close, [file]);
+        self.run_received(&script, at)?;
+        let (place, ready) = self.listener.ready_again(at, &[]);
+        self.memory.write(place, &ready)
     }
 
     /// Receives the memory file, maps every segment over and closes both descriptors.

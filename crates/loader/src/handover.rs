@@ -31,6 +31,8 @@ const ON_TRAP: usize = 216;
 pub(crate) const SCRATCH: usize = 248;
 /// What stands in the place of a descriptor until one was received: no descriptor at all.
 const NO_FILE: u32 = u32::MAX;
+/// The longest name that has room where the address was, bytes.
+pub(crate) const MAX_NAME: usize = MESSAGE - 1;
 /// `CMSG_SPACE` and `CMSG_LEN` of one descriptor.
 const CONTROL_SPACE: u64 = 24;
 const CONTROL_LEN: u64 = 20;
@@ -109,9 +111,22 @@ impl Listener {
         }
     }
 
-    /// Takes the connection of this very process out of the queue, hands the file over on it and returns it. The process must have
-    /// connected already.
-    pub(crate) fn hand_over(&self, process: Pid, file: BorrowedFd<'_>) -> Result<OwnedFd, LoadError> {
+    /// What makes the scratch area at `at` ready for another message, and where it goes. The name, at most [`MAX_NAME`] bytes, comes to
+    /// lie at [`Listener::name`], where the address was.
+    pub(crate) fn ready_again(&self, at: u64, name: &[u8]) -> (u64, Vec<u8>) {
+        let mut area = self.scratch(at);
+        area[..MESSAGE].fill(0);
+        area[..name.len()].copy_from_slice(name);
+        (at, area[..ON_TRAP].to_vec())
+    }
+
+    /// Address of a name in the scratch area at `at`.
+    pub(crate) fn name(at: u64) -> u64 {
+        at
+    }
+
+    /// Takes the connection of this very process out of the queue. The process must have connected already.
+    pub(crate) fn accept(&self, process: Pid) -> Result<Connection, LoadError> {
         loop {
             let connection = match accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(connection) => connection,
@@ -120,10 +135,20 @@ impl Listener {
             };
             let peer = socket_peercred(&connection).map_err(system("the peer of the start is unknown"))?;
             if peer.pid == process {
-                send(connection.as_fd(), file).map_err(system("the memory file cannot be handed over"))?;
-                return Ok(connection);
+                return Ok(Connection(connection));
             }
         }
+    }
+}
+
+/// A connection that was found to be the process's own.
+#[derive(Debug)]
+pub(crate) struct Connection(OwnedFd);
+
+impl Connection {
+    /// Hands a file over.
+    pub(crate) fn hand_over(&self, file: BorrowedFd<'_>) -> Result<(), LoadError> {
+        send(self.0.as_fd(), file).map_err(system("a file cannot be handed over"))
     }
 }
 
@@ -177,10 +202,9 @@ mod tests {
     fn a_stranger_gets_no_memory_file() {
         let listener = Listener::bind().unwrap();
         listener.open().unwrap();
-        let file = std::fs::File::open("/dev/null").unwrap();
         let strangers = [connected(&listener), connected(&listener)];
         let process = getppid().unwrap();
-        listener.hand_over(process, file.as_fd()).unwrap_err();
+        listener.accept(process).unwrap_err();
         for stranger in &strangers {
             assert_eq!(got(stranger), (0, 0), "only the end of the connection");
         }
@@ -200,7 +224,7 @@ mod tests {
         assert_eq!(full, Some(Errno::AGAIN));
         listener.dismiss_strangers();
         let process = knock().unwrap();
-        listener.hand_over(getpid(), std::fs::File::open("/dev/null").unwrap().as_fd()).unwrap();
+        listener.accept(getpid()).unwrap().hand_over(std::fs::File::open("/dev/null").unwrap().as_fd()).unwrap();
         assert_eq!(got(&process), (1, 1));
     }
 
@@ -210,7 +234,8 @@ mod tests {
         listener.open().unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
         let process = connected(&listener);
-        let kept = listener.hand_over(getpid(), file.as_fd()).unwrap();
+        let kept = listener.accept(getpid()).unwrap();
+        kept.hand_over(file.as_fd()).unwrap();
         assert_eq!(got(&process), (1, 1));
         drop(kept);
     }

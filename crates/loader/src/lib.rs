@@ -38,6 +38,7 @@
 //! 7. **Receive.** The process itself opens a connection to a fresh socket of this start, and gets the memfd on it if `SO_PEERCRED`
 //!    says that it is the one. A socket that the client ever held would not do: the client can have duplicated it and would get the
 //!    memfd too.
+//!    Files that the program is to find open ([`AtExec::give`]) come the same way, before the memfd.
 //! 8. **Map.** Every segment is mapped over, private, with its original protection; executable ones are left out of core dumps. The
 //!    first one brings back the original program headers, which dynamic linkers and unwinders read.
 //! 9. **Restore.** Descriptors are closed, the bytes of the vDSO, those below the stack and the registers are given back, then the signal
@@ -106,7 +107,7 @@ mod trace;
 
 pub use client::allow_tracer;
 pub use error::LoadError;
-pub use exec::{AtExec, Identity, MAX_MESSAGE, NOT_STARTED, Started};
+pub use exec::{AtExec, Given, Identity, MAX_MESSAGE, NOT_STARTED, Started};
 pub use image::{Image, PageSource, STEP};
 pub use mapping::{Mapping, trace_obstacle};
 pub use rustix::process::Pid;

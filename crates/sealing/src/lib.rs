@@ -9,6 +9,7 @@
 pub mod at_rest;
 mod blocks;
 mod cipher;
+mod data;
 mod elf;
 pub mod gate;
 mod kdf;
@@ -24,6 +25,7 @@ mod secret;
 mod start;
 mod wrap;
 
+pub use data::DataReader;
 pub use gate::ReleaseSecret;
 pub use kem::{Decapsulate, SealingKeyPair, SessionKey};
 pub use keys::{ContentKey, PageKeys};

@@ -16,5 +16,5 @@ mod state;
 
 pub use gate::{Delivery, Released, release};
 pub use keystore::{KeyStore, SoftwareKeyStore, generate_identity};
-pub use package::{OpenedPackage, open_package};
+pub use package::{OpenedData, OpenedPackage, open_data, open_package};
 pub use state::{MAX_RECORDS, Memory, Prepared, Record, Release, State, Step};

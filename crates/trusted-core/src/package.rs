@@ -3,7 +3,7 @@
 use crate::gate::{Delivery, Released, release};
 use crate::keystore::KeyStore;
 use crate::state::{Memory, Record};
-use chipbound_sealing::{Package, PackageReader, PageKeys, ReadAt, open_manifest};
+use chipbound_sealing::{DataReader, Package, PackageReader, PageKeys, ReadAt, open_manifest};
 use chipbound_wire::bounded::encode;
 use chipbound_wire::certificate::Trust;
 use chipbound_wire::documents::{Manifest, PackageDocuments, Seal, Terms};
@@ -20,6 +20,14 @@ pub struct OpenedPackage<F> {
     pub plaintext: PackageReader<F>,
 }
 
+/// A package of data that may be opened here, and its plaintext.
+pub struct OpenedData<F> {
+    /// The vendor's manifest.
+    pub manifest: Verified<Manifest>,
+    /// The plaintext: what is read of it is verified then.
+    pub plaintext: DataReader<F>,
+}
+
 /// Opens the package in `file`: it must be bound to this processor, recorded and released in `memory`, its documents those
 /// of the record, and every byte of it the one that the seal names.
 ///
@@ -30,8 +38,33 @@ pub struct OpenedPackage<F> {
 /// [`Code::TokenMismatch`], [`Code::SealMismatch`], [`Code::WrapInvalid`], [`Code::PageAltered`], [`Code::PlainPartsAltered`],
 /// [`Code::PackageTruncated`], [`Code::ManifestMismatch`], [`Code::ClassRefused`], [`Code::SequenceTooOld`].
 pub fn open_package<F: ReadAt>(file: F, memory: &dyn Memory, keys: &dyn KeyStore, root: &Trust) -> Result<OpenedPackage<F>> {
+    let Allowed { package, keys, seal, manifest, order } = allow(&file, memory, keys, root)?;
+    let plaintext = PackageReader::new(file, package, &keys, &seal)?;
+    Ok(OpenedPackage { manifest, order, plaintext })
+}
+
+/// Opens the package of data in `file` to be read in ranges: as [`open_package`], but no byte of the body is read before it is
+/// wanted, and then it is verified by its tag.
+///
+/// Refuses as [`open_package`] does, and a program with [`Code::UnsupportedProgram`].
+pub fn open_data<F: ReadAt>(file: F, memory: &dyn Memory, keys: &dyn KeyStore, root: &Trust) -> Result<OpenedData<F>> {
+    let Allowed { package, keys, seal, manifest, .. } = allow(&file, memory, keys, root)?;
+    let plaintext = DataReader::new(file, package, &keys, &seal)?;
+    Ok(OpenedData { manifest, plaintext })
+}
+
+/// A package that may be opened here, before its bytes were looked at.
+struct Allowed {
+    package: Package,
+    keys: PageKeys,
+    seal: Verified<Seal>,
+    manifest: Verified<Manifest>,
+    order: OrderId,
+}
+
+fn allow(file: &dyn ReadAt, memory: &dyn Memory, keys: &dyn KeyStore, root: &Trust) -> Result<Allowed> {
     // What the file alleges, and whether it concerns this processor at all.
-    let package = Package::read(&file)?;
+    let package = Package::read(file)?;
     let documents = package.documents.clone();
     let claims: Terms = read_claims(&documents.terms)?;
     if claims.processor != keys.key_id() {
@@ -51,12 +84,11 @@ pub fn open_package<F: ReadAt>(file: F, memory: &dyn Memory, keys: &dyn KeyStore
     }
     let delivery = Delivery { record, terms: &terms, wrap: &documents.wrap, plain_digest: &seal.plain_digest };
     let released = release(&documents.token, delivery, keys, root, granted.at)?;
-    // The bytes.
+    // The keys, and what the vendor says.
     let page_keys = PageKeys::of_terms(released.content_key(), &terms, &seal.plain_digest)?;
     let manifest = read_manifest(&documents, &terms, &released, record, root)?;
     check_policy(&manifest, memory, keys)?;
-    let plaintext = PackageReader::new(file, package, &page_keys, &seal)?;
-    Ok(OpenedPackage { manifest, order: terms.order, plaintext })
+    Ok(Allowed { package, keys: page_keys, seal, manifest, order: terms.order })
 }
 
 /// Terms, wrap and seal are those of the record, and belong together.
