@@ -291,7 +291,7 @@ impl AtExec {
         }
         script.call("dup3", libc::SYS_dup3, [file, number.into(), closed.into()]);
         script.call("close", libc::SYS_close, [file]);
-        self.run_received(&script, at)?;
+        self.run_received(&script, &[], at)?;
         let (place, ready) = self.listener.ready_again(at, &[]);
         self.memory.write(place, &ready)
     }
