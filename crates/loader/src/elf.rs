@@ -69,7 +69,7 @@ pub(crate) struct Program {
     /// `ET_DYN`: the kernel chooses where it lies.
     pub(crate) movable: bool,
     pub(crate) entry: u64,
-    /// Address of the program headers in memory, before the load bias.
+    /// Address of the program headers in memory, before the load bias; zero where no segment brings them.
     pub(crate) headers: u64,
     pub(crate) header_count: u16,
     /// In ascending order, no two in one page.
@@ -194,13 +194,14 @@ fn interpreter(header: &ProgramHeader64<LE>, len: u64, read: &ReadAt<'_>) -> Res
     Ok(PathBuf::from(std::ffi::OsString::from_vec(path)))
 }
 
+/// Where the kernel tells the program that its headers are: nowhere, which it says by a zero, where no segment brings them
+/// (`ld -N`).
 fn headers_address(offset: u64, size: u64, segments: &[Segment]) -> Result<u64, LoadError> {
-    segments
-        .iter()
-        .find(|s| offset >= s.offset && offset - s.offset < s.in_file)
-        .filter(|s| offset - s.offset + size <= s.in_file)
-        .map(|s| offset - s.offset + s.address)
-        .ok_or_else(|| unsupported("its program headers are not part of a segment"))
+    match segments.iter().find(|s| offset >= s.offset && offset - s.offset < s.in_file) {
+        Some(s) if offset - s.offset + size <= s.in_file => Ok(offset - s.offset + s.address),
+        Some(_) => Err(unsupported("its program headers are only in part in a segment")),
+        None => Ok(0),
+    }
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ impl Interpreter {
         let file = File::from(fd);
         let len = u64::try_from(stat.st_size).unwrap_or(0);
         let program = Program::parse(len, &|offset, buf| file.read_exact_at(buf, offset))?;
-        if !program.movable || program.interpreter.is_some() {
+        if program.interpreter.is_some() {
             return Err(LoadError::Unsupported("its interpreter is not a dynamic linker".into()));
         }
         Ok(Self { file, stat, program })

@@ -59,7 +59,9 @@ impl Expected<'_> {
         match &program.interpreter {
             Some(path) => {
                 let interpreter = self.image.found_interpreter(path)?;
-                if base >= ADDRESS_END || self.entry != base.wrapping_add(interpreter.program.entry) {
+                // One that is linked to a fixed address has no base (klibc's).
+                let at_its_place = if interpreter.program.movable { base < ADDRESS_END } else { base == 0 };
+                if !at_its_place || self.entry != base.wrapping_add(interpreter.program.entry) {
                     return Err(mismatch("it does not begin in its interpreter"));
                 }
                 let mut its = mappings(&interpreter.program, base, &file_columns(&interpreter.stat), false);

@@ -76,6 +76,29 @@ __asm__(".globl _start\n_start: mov $1,%eax\n mov $1,%edi\n lea text(%rip),%rsi\
 }
 
 #[test]
+fn a_program_of_one_writable_segment_without_its_headers_runs_as_plain() {
+    let source = r#"
+__asm__(".globl _start\n_start: mov $1,%eax\n mov $1,%edi\n lea text(%rip),%rsi\n mov $6,%edx\n syscall\n incl counter(%rip)\n"
+        "mov $231,%eax\n mov counter(%rip),%edi\n syscall\n .section .rodata\ntext: .ascii \"plain\\n\"\n .data\ncounter: .long 4\n");"#;
+    compiled("omagic", source, &["-nostdlib", "-static", "-no-pie", "-Wl,-N", "-Wl,--build-id=none"]);
+}
+
+/// As klibc's programs are: their interpreter is the whole library, linked to an address of its own.
+#[test]
+fn an_interpreter_at_a_fixed_address_runs_as_plain() {
+    let library = r#"
+__asm__(".globl _start\n_start: mov %rsp,%rdi\n call entry\n jmp *%rax\n");
+long entry(long *s) { s += *s + 2; while (*s++); while (*s != 9) s += 2; return s[1]; }"#;
+    let flags = ["-nostdlib", "-static", "-no-pie", "-Wl,-Ttext-segment=0x10000000", "-Wl,--build-id=none"];
+    let Some(library) = Case::compiled("library", library, &flags) else { return };
+    let source = r#"
+__asm__(".section .interp,\"a\"\n .string \"LIBRARY\"\n .text\n.globl _start\n_start: mov $1,%eax\n mov $1,%edi\n lea text(%rip),%rsi\n"
+        "mov $6,%edx\n syscall\n mov $231,%eax\n mov $5,%edi\n syscall\n .section .rodata\ntext: .ascii \"plain\\n\"\n");"#;
+    let source = source.replace("LIBRARY", library.path.to_str().unwrap());
+    compiled("client", &source, &["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none"]);
+}
+
+#[test]
 fn threads_run_as_plain() {
     let source = r#"
 #include <pthread.h>
