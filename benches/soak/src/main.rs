@@ -1,0 +1,129 @@
+//! Long runs over much: real programs, plain and protected, side by side.
+//!
+//! Everything goes the whole way that a customer goes: each program is published, bought and started by the commands that people
+//! type, on loopback, in one temporary folder.
+
+mod kind;
+mod list;
+mod outcome;
+mod runs;
+mod shop;
+mod table;
+
+use clap::{Parser, ValueEnum};
+use outcome::{Report, Verdict};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// What a step gives, or why it could not be made.
+type Outcome<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// A failure in words.
+fn failed(why: impl Into<String>) -> Box<dyn std::error::Error + Send + Sync> {
+    why.into().into()
+}
+
+/// Set by SIGINT and SIGTERM: what runs is finished, nothing more is begun.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Runs much, for long, and says what was not as it should be.
+#[derive(Parser)]
+#[command(
+    name = "./soak",
+    after_help = "Examples:\n  ./soak corpus\n  ./soak corpus --only git,python3\n\nPrograms and their arguments are listed in benches/soak/corpus.toml; a package or a call more is a line more there."
+)]
+struct Options {
+    /// What to run.
+    #[arg(value_enum)]
+    what: What,
+    /// Only these programs, by name or by Debian package
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// How many programs are under way at once
+    #[arg(long, default_value_t = 3)]
+    parallel: usize,
+    /// Seconds that one run of one program may take
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// The list of programs
+    #[arg(long, value_name = "FILE", default_value = "benches/soak/corpus.toml")]
+    list: PathBuf,
+    /// Where the table of results is written; with --only it is not
+    #[arg(long, value_name = "FILE", default_value = "docs/compatibility.md")]
+    document: PathBuf,
+    /// The command that starts programs [default: chipbound beside this program]
+    #[arg(long, value_name = "FILE")]
+    chipbound: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum What {
+    /// Real programs of many kinds, plain and protected: what they say, leave and end with is the same
+    Corpus,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let What::Corpus = options.what;
+    match corpus(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("soak: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the list; true if every program did what the list says of it.
+fn corpus(options: &Options) -> Outcome<bool> {
+    let list = list::read(&options.list)?;
+    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
+    let programs: Vec<_> = list.programs.iter().filter(|p| wanted(&p.name) || wanted(&p.package)).collect();
+    let beside = || Ok::<_, std::io::Error>(std::env::current_exe()?.with_file_name("chipbound"));
+    let chipbound = options.chipbound.clone().map_or_else(beside, Ok)?.canonicalize()?;
+    let folder = tempfile::Builder::new().prefix("chipbound-soak-").tempdir()?;
+    end_on_signals()?;
+    let shop = shop::Shop::open(&chipbound, folder.path())?;
+    let (next, reports) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..options.parallel.max(1) {
+            scope.spawn(|| {
+                while let Some(program) = programs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if ENDING.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let report =
+                        Report { program, kind: kind::of(program), verdict: runs::compare(program, &list, &shop, options.seconds) };
+                    println!("{report}");
+                    reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+                }
+            });
+        }
+    });
+    let mut reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
+    reports.sort_by(|a, b| (&a.program.package, &a.program.name).cmp(&(&b.program.package, &b.program.name)));
+    if options.only.is_empty() && reports.len() == programs.len() {
+        std::fs::write(&options.document, table::document(&reports))?;
+    }
+    println!("{}", outcome::count(&reports));
+    Ok(reports.len() == programs.len() && reports.iter().all(|r| matches!(r.verdict, Verdict::Equal | Verdict::Known { .. })))
+}
+
+fn end_on_signals() -> Outcome<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () }
+        });
+        ENDING.store(true, Ordering::Relaxed);
+    });
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! The page of results.
+
+use crate::outcome::{Report, Verdict, count};
+use std::fmt::Write;
+use std::fs;
+
+/// The whole of docs/compatibility.md.
+pub(crate) fn document(reports: &[Report<'_>]) -> String {
+    let mut page = String::from(INTRODUCTION);
+    let field = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let _ = writeln!(
+        page,
+        "Made on Debian {}, kernel {}. **{}.**\n\n| package | program | file | calls | plain and protected |\n|---|---|---|---|---|",
+        field("/etc/debian_version"),
+        field("/proc/sys/kernel/osrelease"),
+        count(reports)
+    );
+    for Report { program, kind, verdict } in reports {
+        let result = match verdict {
+            Verdict::Equal => "equal".to_owned(),
+            Verdict::Known { reason } => format!("unequal: {reason}"),
+            Verdict::Unequal { difference } => format!("**unequal**: {difference}"),
+            Verdict::Unfit { why } => format!("not compared: {why}"),
+        };
+        let result = result.replace('|', "\\|");
+        let name = program.name.rsplit('/').next().unwrap_or(&program.name);
+        let _ = writeln!(page, "| {} | {name} | {kind} | {} | {result} |", program.package, program.calls.len());
+    }
+    page
+}
+
+const INTRODUCTION: &str = "\
+# Compatibility
+
+Real programs of Debian, each published, bought and delivered by the commands that people type, then run plain and protected under
+an ordinary user with a processor of that user: the same path, arguments, environment, fresh folder and stdin. Compared byte for byte are stdout,
+stderr, exit code or signal, and the files that were left. Nothing is normalised: calls that print times or process ids are
+not in the list, and a plain program that does not do the same twice is not counted as equal. Anybody makes this page again with
+
+```console
+$ ./soak corpus                       # installs the packages; takes some minutes
+$ ./soak corpus --only git,python3
+```
+
+The list is [benches/soak/corpus.toml](../benches/soak/corpus.toml); a package or a call more is a line more there.
+
+";
