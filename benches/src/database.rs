@@ -122,8 +122,8 @@ async fn one_order(repository: &SqliteRepository, release: &StoredRelease) -> Ou
     repository.order(BUYER, order).await?;
     repository.delivery(order, seal).await?;
     let (acknowledgement, token) = (vec![13; DOCUMENT], vec![14; DOCUMENT]);
-    let settlement = Settlement { order, account: BUYER, seal, acknowledgement: &acknowledgement, token: &token, at: NOW };
-    repository.settle(&settlement, &|_| Ok(vec![15; DOCUMENT])).await?;
+    let settlement = Settlement { order, account: BUYER, seal, acknowledgement, token, at: NOW };
+    repository.settle(settlement, Box::new(|_| Ok(vec![15; DOCUMENT]))).await?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Settlement, receipts and re-download (step 1009; source \[51\]\[52\]\[60\]).
 
+use crate::keys::ServerKeys;
 use crate::server::Server;
 use crate::storage::{Delivery, Principal, ReceiptEntry, Repository, Settlement, StoredOrder};
 use chipbound_sealing::{ReleaseSecret, seal_release};
@@ -34,29 +35,18 @@ impl<R: Repository> Server<R> {
         };
         verify_acknowledgement(acknowledgement, &self.trust.get(), now, &expected)?;
         let token = self.release_token(&order, &delivery)?;
-        let settlement =
-            Settlement { order: order.order, account: customer.account, seal: expected.seal, acknowledgement, token: &token, at: now };
-        let settled = self.repository.settle(&settlement, &|entry| self.receipt(&order, entry, now)).await?;
-        tracing::info!(order = %order.order, "settled");
-        Ok(Settled { receipt: Base64(settled.receipt), token: Base64(settled.token) })
-    }
-
-    /// The signed receipt of an order whose price is captured by `entry`.
-    fn receipt(&self, order: &StoredOrder, entry: &ReceiptEntry, at: Time) -> Result<Vec<u8>> {
-        let agreed: Confirmation = read_claims(&order.confirmation)?;
-        self.keys.get().receipt.signer().sign(&Receipt {
-            number: entry.number,
+        let settlement = Settlement {
             order: order.order,
-            account: order.account,
-            program: agreed.program,
-            version: agreed.version,
-            manifest: order.manifest,
-            processor: order.processor,
-            amount: order.price,
-            payment: Text::new(entry.payment.clone())?,
-            issued_at: at,
-            redownload_until: order.redownload_until,
-        })
+            account: customer.account,
+            seal: expected.seal,
+            acknowledgement: request.acknowledgement.0.clone(),
+            token,
+            at: now,
+        };
+        let (keys, id) = (self.keys.get(), order.order);
+        let settled = self.repository.settle(settlement, Box::new(move |entry| receipt(&keys, &order, entry, now))).await?;
+        tracing::info!(order = %id, "settled");
+        Ok(Settled { receipt: Base64(settled.receipt), token: Base64(settled.token) })
     }
 
     /// The signed token that opens this delivery (step 1010).
@@ -107,4 +97,22 @@ impl<R: Repository> Server<R> {
         order.confirmation = self.keys.get().statement.signer().sign(&anew)?;
         Ok(crate::ordering::shown(order))
     }
+}
+
+/// The signed receipt of an order whose price is captured by `entry`.
+fn receipt(keys: &ServerKeys, order: &StoredOrder, entry: &ReceiptEntry, at: Time) -> Result<Vec<u8>> {
+    let agreed: Confirmation = read_claims(&order.confirmation)?;
+    keys.receipt.signer().sign(&Receipt {
+        number: entry.number,
+        order: order.order,
+        account: order.account,
+        program: agreed.program,
+        version: agreed.version,
+        manifest: order.manifest,
+        processor: order.processor,
+        amount: order.price,
+        payment: Text::new(entry.payment.clone())?,
+        issued_at: at,
+        redownload_until: order.redownload_until,
+    })
 }

@@ -1,7 +1,8 @@
 //! What the server keeps: one repository whose methods are whole transactions.
 //!
 //! Nothing of an engine (connection, transaction, row) leaves an implementation, and no method can be taken apart by its
-//! caller: what must happen together is one method. A method that was refused or cut off changed nothing.
+//! caller: what must happen together is one method. A method that was refused changed nothing; one whose caller
+//! went away is carried out whole or not at all.
 
 pub mod sqlite;
 
@@ -14,6 +15,7 @@ use std::future::Future;
 pub trait Repository: Accounts + Releases + Orders + Deliveries + Send + Sync + 'static {}
 
 /// An account as it is made.
+#[derive(Clone)]
 pub struct NewAccount {
     /// Its id.
     pub account: AccountId,
@@ -165,6 +167,7 @@ pub trait Releases {
 }
 
 /// An order as it is placed.
+#[derive(Clone)]
 pub struct NewOrder {
     /// The order.
     pub order: StoredOrder,
@@ -204,6 +207,7 @@ pub struct StoredOrder {
 }
 
 /// A ticket as it is issued.
+#[derive(Clone, Copy)]
 pub struct NewTicket {
     /// Digest of the ticket.
     pub ticket: Digest,
@@ -268,7 +272,7 @@ pub struct Delivery {
 }
 
 /// What settles an order.
-pub struct Settlement<'a> {
+pub struct Settlement {
     /// The order.
     pub order: OrderId,
     /// Its owner.
@@ -276,9 +280,9 @@ pub struct Settlement<'a> {
     /// Digest of the acknowledged seal.
     pub seal: Digest,
     /// The signed acknowledgement.
-    pub acknowledgement: &'a [u8],
+    pub acknowledgement: Vec<u8>,
     /// The signed release token of the delivery.
-    pub token: &'a [u8],
+    pub token: Vec<u8>,
     /// When.
     pub at: Time,
 }
@@ -302,7 +306,7 @@ pub struct SettledOrder {
 }
 
 /// Makes the signed receipt inside the transaction that captures.
-pub type MakeReceipt<'a> = dyn Fn(&ReceiptEntry) -> Result<Vec<u8>> + Send + Sync + 'a;
+pub type MakeReceipt = Box<dyn FnOnce(&ReceiptEntry) -> Result<Vec<u8>> + Send>;
 
 /// Deliveries, settlement and receipts.
 pub trait Deliveries {
@@ -312,7 +316,7 @@ pub trait Deliveries {
     fn delivery(&self, order: OrderId, seal: Digest) -> impl Future<Output = Result<Delivery>> + Send;
     /// Captures the price, numbers and keeps the receipt and keeps the token, all or nothing. An order that is settled already is
     /// charged nothing and returns the receipt it has; a delivery that has a token already returns that one.
-    fn settle(&self, settlement: &Settlement<'_>, receipt: &MakeReceipt<'_>) -> impl Future<Output = Result<SettledOrder>> + Send;
+    fn settle(&self, settlement: Settlement, receipt: MakeReceipt) -> impl Future<Output = Result<SettledOrder>> + Send;
     /// The account's newest 256 receipts, newest first.
     fn receipts(&self, account: AccountId) -> impl Future<Output = Result<Vec<Vec<u8>>>> + Send;
 }

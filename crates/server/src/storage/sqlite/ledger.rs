@@ -1,10 +1,10 @@
 //! The ledger: double entry, append only. Whether an entry sums to zero and leaves no customer below zero is decided by the
 //! database's own triggers (`migrations/0001_books.sql`); balances are sums, stored nowhere.
 
-use super::{Columns, Connection, failed, signed};
+use super::{Columns, all, execute, number, signed};
 use chipbound_wire::api::Balance;
 use chipbound_wire::{AccountId, Amount, Code, Currency, OrderId, Refusal, Result, Time};
-use sqlx::query;
+use rusqlite::{Connection, params};
 
 /// One line of an entry.
 struct Posting {
@@ -14,97 +14,68 @@ struct Posting {
 }
 
 /// Money from outside to the account's funds.
-pub(super) async fn deposit(tx: &mut Connection, account: AccountId, amount: Amount, at: Time) -> Result<()> {
+pub(super) fn deposit(tx: &Connection, account: AccountId, amount: Amount, at: Time) -> Result<()> {
     let minor = signed(amount.minor)?;
-    let held_and_free = balance(tx, account, amount.currency).await?;
+    let held_and_free = balance(tx, account, amount.currency)?;
     if held_and_free.available.minor.saturating_add(held_and_free.held.minor).saturating_add(amount.minor) > Amount::MAX_MINOR {
         return Err(Refusal::new(Code::TooLarge, "the balance would be larger than the largest amount"));
     }
     let postings = [Posting { book: "deposits", account, minor: -minor }, Posting { book: "funds", account, minor }];
-    enter(tx, "deposit", None, amount.currency, &postings, at).await.map(drop)
+    enter(tx, "deposit", None, amount.currency, &postings, at).map(drop)
 }
 
 /// From the customer's funds to what is held for the order; [`Code::InsufficientFunds`].
-pub(super) async fn hold(tx: &mut Connection, customer: AccountId, order: OrderId, price: Amount, at: Time) -> Result<()> {
-    let available = balance(tx, customer, price.currency).await?.available;
+pub(super) fn hold(tx: &Connection, customer: AccountId, order: OrderId, price: Amount, at: Time) -> Result<()> {
+    let available = balance(tx, customer, price.currency)?.available;
     if available.minor < price.minor {
         return Err(Refusal::new(Code::InsufficientFunds, format!("the price is {price}, the balance {available}")));
     }
     let minor = signed(price.minor)?;
     let postings = [Posting { book: "funds", account: customer, minor: -minor }, Posting { book: "held", account: customer, minor }];
-    enter(tx, "hold", Some(order), price.currency, &postings, at).await.map(drop)
+    enter(tx, "hold", Some(order), price.currency, &postings, at).map(drop)
 }
 
 /// From what is held for the order to the vendor's revenue; returns the entry's number.
-pub(super) async fn capture(
-    tx: &mut Connection,
-    customer: AccountId,
-    vendor: AccountId,
-    order: OrderId,
-    price: Amount,
-    at: Time,
-) -> Result<u64> {
+pub(super) fn capture(tx: &Connection, customer: AccountId, vendor: AccountId, order: OrderId, price: Amount, at: Time) -> Result<u64> {
     let minor = signed(price.minor)?;
     let postings = [Posting { book: "held", account: customer, minor: -minor }, Posting { book: "revenue", account: vendor, minor }];
-    enter(tx, "capture", Some(order), price.currency, &postings, at).await
+    enter(tx, "capture", Some(order), price.currency, &postings, at)
 }
 
 /// What is held for the order back to the customer's funds.
-pub(super) async fn release(tx: &mut Connection, customer: AccountId, order: OrderId, price: Amount, at: Time) -> Result<()> {
+pub(super) fn release(tx: &Connection, customer: AccountId, order: OrderId, price: Amount, at: Time) -> Result<()> {
     let minor = signed(price.minor)?;
     let postings = [Posting { book: "held", account: customer, minor: -minor }, Posting { book: "funds", account: customer, minor }];
-    enter(tx, "release", Some(order), price.currency, &postings, at).await.map(drop)
+    enter(tx, "release", Some(order), price.currency, &postings, at).map(drop)
 }
 
 /// Writes the postings, then the entry over them.
-async fn enter(tx: &mut Connection, kind: &str, order: Option<OrderId>, currency: Currency, postings: &[Posting], at: Time) -> Result<u64> {
-    let last = query("SELECT coalesce(max(entry), 0) AS last FROM entries").fetch_one(&mut *tx).await.map_err(|e| failed(&e))?;
-    let entry = signed(last.number("last")? + 1)?;
+fn enter(tx: &Connection, kind: &str, order: Option<OrderId>, currency: Currency, postings: &[Posting], at: Time) -> Result<u64> {
+    let entry = signed(number(tx, "SELECT coalesce(max(entry), 0) + 1 FROM entries", [])?)?;
     for posting in postings {
-        query("INSERT INTO postings (entry, book, account, currency, minor) VALUES (?, ?, ?, ?, ?)")
-            .bind(entry)
-            .bind(posting.book)
-            .bind(&posting.account.0[..])
-            .bind(currency.as_str())
-            .bind(posting.minor)
-            .execute(&mut *tx)
-            .await
-            .map_err(|e| failed(&e))?;
+        let insert = "INSERT INTO postings (entry, book, account, currency, minor) VALUES (?, ?, ?, ?, ?)";
+        execute(tx, insert, params![entry, posting.book, posting.account.0, currency.as_str(), posting.minor])?;
     }
-    query("INSERT INTO entries (entry, kind, order_id, at) VALUES (?, ?, ?, ?)")
-        .bind(entry)
-        .bind(kind)
-        .bind(order.map(|o| o.0.to_vec()))
-        .bind(signed(at.0)?)
-        .execute(&mut *tx)
-        .await
-        .map_err(|e| failed(&e))?;
+    let insert = "INSERT INTO entries (entry, kind, order_id, at) VALUES (?, ?, ?, ?)";
+    execute(tx, insert, params![entry, kind, order.map(|o| o.0), signed(at.0)?])?;
     u64::try_from(entry).map_err(|_| super::unreadable())
 }
 
 /// The account's money, by currency.
-pub(super) async fn balances(connection: &mut Connection, account: AccountId) -> Result<Vec<Balance>> {
-    let rows = query(
-        "SELECT currency, sum(CASE book WHEN 'funds' THEN minor ELSE 0 END) AS available,
-                sum(CASE book WHEN 'held' THEN minor ELSE 0 END) AS held
-         FROM postings WHERE account = ? AND book IN ('funds', 'held') GROUP BY currency ORDER BY currency",
-    )
-    .bind(&account.0[..])
-    .fetch_all(&mut *connection)
-    .await
-    .map_err(|e| failed(&e))?;
-    rows.iter()
-        .map(|row| {
-            let currency = row.parsed("currency")?;
-            let amount = |minor| Amount { minor, currency };
-            Ok(Balance { available: amount(row.number("available")?), held: amount(row.number("held")?) })
-        })
-        .collect()
+pub(super) fn balances(connection: &Connection, account: AccountId) -> Result<Vec<Balance>> {
+    let sums = "SELECT currency, sum(CASE book WHEN 'funds' THEN minor ELSE 0 END) AS available,
+                       sum(CASE book WHEN 'held' THEN minor ELSE 0 END) AS held
+                FROM postings WHERE account = ? AND book IN ('funds', 'held') GROUP BY currency ORDER BY currency";
+    all(connection, sums, [account.0], |row| {
+        let currency = row.parsed("currency")?;
+        let amount = |minor| Amount { minor, currency };
+        Ok(Balance { available: amount(row.number("available")?), held: amount(row.number("held")?) })
+    })
 }
 
 /// The account's money of one currency, zero if it never had any.
-pub(super) async fn balance(connection: &mut Connection, account: AccountId, currency: Currency) -> Result<Balance> {
+pub(super) fn balance(connection: &Connection, account: AccountId, currency: Currency) -> Result<Balance> {
     let nothing = Amount { minor: 0, currency };
-    let all = balances(connection, account).await?;
+    let all = balances(connection, account)?;
     Ok(all.into_iter().find(|b| b.available.currency == currency).unwrap_or(Balance { available: nothing, held: nothing }))
 }

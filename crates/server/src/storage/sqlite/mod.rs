@@ -1,6 +1,7 @@
 //! The repository in one SQLite file: WAL, every commit on the disk before it is answered, one writer at a time.
 
 mod accounts;
+mod connections;
 mod deliveries;
 mod ledger;
 mod orders;
@@ -11,24 +12,27 @@ mod tests;
 use super::Repository;
 use chipbound_host::files::{PRIVATE, write_new};
 use chipbound_wire::{Amount, Code, Refusal, Result};
+use connections::Connections;
+use rusqlite::types::FromSql;
+use rusqlite::{Connection, Params, Row, RowIndex};
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{ColumnIndex, Row, Sqlite, SqlitePool, Transaction};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions as _, Connection as _};
 use std::path::Path;
-use std::time::Duration;
 
 /// Only ever added to; what was released is never changed.
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
-/// Connections at once: one writes, the others read beside it.
-const CONNECTIONS: u32 = 8;
-/// How long a transaction waits for the writer before it.
-const BUSY: Duration = Duration::from_secs(20);
-
 /// The repository in one SQLite file.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SqliteRepository {
-    pool: SqlitePool,
+    connections: Connections,
+}
+
+impl std::fmt::Debug for SqliteRepository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SqliteRepository")
+    }
 }
 
 impl Repository for SqliteRepository {}
@@ -41,43 +45,59 @@ impl SqliteRepository {
             // SQLite gives its other files the mode of this one.
             write_new(path, b"", PRIVATE)?;
         }
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY);
-        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS).connect_with(options).await.map_err(|e| failed(&e))?;
-        MIGRATIONS.run(&pool).await.map_err(|e| match e {
-            MigrateError::VersionMissing(version) => Refusal::new(
-                Code::Database,
-                format!("{} was written by a newer version (its form {version} is unknown here); it was left as it is", path.display()),
-            ),
-            other => Refusal::new(Code::Database, format!("{} cannot be brought to this version's form: {other}", path.display())),
-        })?;
-        Ok(Self { pool })
+        let mut connection = SqliteConnectOptions::new().filename(path).connect().await.map_err(|e| failed(&e))?;
+        let migrated = migrate(&mut connection, path).await;
+        connection.close().await.map_err(|e| failed(&e))?;
+        migrated?;
+        Ok(Self { connections: Connections::open(path)? })
     }
 
     /// Closes it: everything committed is in the file.
     pub async fn close(&self) {
-        self.pool.close().await;
-    }
-
-    /// A transaction that writes: it takes the writer's place at once, so that it never fails for having read first.
-    async fn write(&self) -> Result<Transaction<'static, Sqlite>> {
-        self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(|e| failed(&e))
+        self.connections.settle().await;
     }
 }
 
-/// The connection inside a transaction.
-type Connection = sqlx::SqliteConnection;
+async fn migrate(connection: &mut SqliteConnection, path: &Path) -> Result<()> {
+    MIGRATIONS.run(connection).await.map_err(|e| match e {
+        MigrateError::VersionMissing(version) => Refusal::new(
+            Code::Database,
+            format!("{} was written by a newer version (its form {version} is unknown here); it was left as it is", path.display()),
+        ),
+        other => Refusal::new(Code::Database, format!("{} cannot be brought to this version's form: {other}", path.display())),
+    })
+}
 
-async fn commit(transaction: Transaction<'static, Sqlite>) -> Result<()> {
-    transaction.commit().await.map_err(|e| failed(&e))
+/// Runs a statement that returns no rows; how many it changed.
+fn execute(connection: &Connection, statement: &str, values: impl Params) -> Result<usize> {
+    connection.prepare_cached(statement).and_then(|mut prepared| prepared.execute(values)).map_err(|e| failed(&e))
+}
+
+/// The first row that a statement finds, as `read` takes it.
+fn first<T>(connection: &Connection, statement: &str, values: impl Params, read: impl FnOnce(&Row<'_>) -> Result<T>) -> Result<Option<T>> {
+    let mut prepared = connection.prepare_cached(statement).map_err(|e| failed(&e))?;
+    let mut rows = prepared.query(values).map_err(|e| failed(&e))?;
+    rows.next().map_err(|e| failed(&e))?.map(read).transpose()
+}
+
+/// Every row that a statement finds, as `read` takes them.
+fn all<T>(connection: &Connection, statement: &str, values: impl Params, read: impl Fn(&Row<'_>) -> Result<T>) -> Result<Vec<T>> {
+    let mut prepared = connection.prepare_cached(statement).map_err(|e| failed(&e))?;
+    let mut rows = prepared.query(values).map_err(|e| failed(&e))?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().map_err(|e| failed(&e))? {
+        found.push(read(row)?);
+    }
+    Ok(found)
+}
+
+/// The number that a statement always finds.
+fn number(connection: &Connection, statement: &str, values: impl Params) -> Result<u64> {
+    first(connection, statement, values, |row| row.number(0))?.ok_or_else(unreadable)
 }
 
 /// A failed statement. The text names no values, only what SQLite says of tables and columns.
-fn failed(error: &sqlx::Error) -> Refusal {
+fn failed(error: &impl std::error::Error) -> Refusal {
     Refusal::new(Code::Database, format!("the database failed: {error}"))
 }
 
@@ -88,40 +108,39 @@ fn signed(number: u64) -> Result<i64> {
 
 /// Columns of a row as our types; what does not read as such is [`Code::Database`].
 trait Columns {
-    fn number<I: ColumnIndex<SqliteRow>>(&self, column: I) -> Result<u64>;
-    fn bytes<I: ColumnIndex<SqliteRow>>(&self, column: I) -> Result<Vec<u8>>;
-    fn text<I: ColumnIndex<SqliteRow>>(&self, column: I) -> Result<String>;
-    fn id<const N: usize, I: ColumnIndex<SqliteRow>>(&self, column: I) -> Result<[u8; N]>;
-    fn parsed<T: std::str::FromStr, I: ColumnIndex<SqliteRow>>(&self, column: I) -> Result<T>;
-    fn amount(&self) -> Result<Amount>;
+    fn column<T: FromSql>(&self, column: impl RowIndex) -> Result<T>;
+
+    fn number(&self, column: impl RowIndex) -> Result<u64> {
+        u64::try_from(self.column::<i64>(column)?).map_err(|_| unreadable())
+    }
+
+    fn bytes(&self, column: impl RowIndex) -> Result<Vec<u8>> {
+        self.column(column)
+    }
+
+    fn text(&self, column: impl RowIndex) -> Result<String> {
+        self.column(column)
+    }
+
+    fn id<const N: usize>(&self, column: impl RowIndex) -> Result<[u8; N]> {
+        self.column(column)
+    }
+
+    fn parsed<T: std::str::FromStr>(&self, column: impl RowIndex) -> Result<T> {
+        self.text(column)?.parse().map_err(|_| unreadable())
+    }
+
+    fn amount(&self) -> Result<Amount> {
+        Ok(Amount { minor: self.number("price")?, currency: self.parsed("currency")? })
+    }
 }
 
 fn unreadable() -> Refusal {
     Refusal::new(Code::Database, "a row of the database does not read as what it should be")
 }
 
-impl Columns for SqliteRow {
-    fn number<I: ColumnIndex<SqliteRow>>(&self, column: I) -> Result<u64> {
-        u64::try_from(self.try_get::<i64, _>(column).map_err(|e| failed(&e))?).map_err(|_| unreadable())
-    }
-
-    fn bytes<I: ColumnIndex<SqliteRow>>(&self, column: I) -> Result<Vec<u8>> {
-        self.try_get(column).map_err(|e| failed(&e))
-    }
-
-    fn text<I: ColumnIndex<SqliteRow>>(&self, column: I) -> Result<String> {
-        self.try_get(column).map_err(|e| failed(&e))
-    }
-
-    fn id<const N: usize, I: ColumnIndex<SqliteRow>>(&self, column: I) -> Result<[u8; N]> {
-        self.bytes(column)?.try_into().map_err(|_| unreadable())
-    }
-
-    fn parsed<T: std::str::FromStr, I: ColumnIndex<SqliteRow>>(&self, column: I) -> Result<T> {
-        self.text(column)?.parse().map_err(|_| unreadable())
-    }
-
-    fn amount(&self) -> Result<Amount> {
-        Ok(Amount { minor: self.number("price")?, currency: self.parsed("currency")? })
+impl Columns for Row<'_> {
+    fn column<T: FromSql>(&self, column: impl RowIndex) -> Result<T> {
+        self.get(column).map_err(|e| failed(&e))
     }
 }

@@ -1,12 +1,11 @@
 use super::*;
 use crate::storage::{
-    Accounts, CommonPackage, Deliveries, Delivery, MakeReceipt, NewAccount, NewOrder, NewTicket, Orders, PendingUpload, ReceiptEntry,
-    Releases, SettledOrder, Settlement, StoredOrder, StoredRelease,
+    Accounts, CommonPackage, Deliveries, Delivery, MakeReceipt, NewAccount, NewOrder, NewTicket, Orders, PendingUpload, Releases,
+    SettledOrder, Settlement, StoredOrder, StoredRelease,
 };
 use chipbound_wire::api::{AccountRole, OrderState};
 use chipbound_wire::suite::{Aead, Kem, KeyMode};
 use chipbound_wire::{AccountId, Digest, KeyId, OrderId, ProgramId, Time};
-use sqlx::query;
 
 const NOW: Time = Time(1_000_000);
 const BUYER: AccountId = AccountId([1; 16]);
@@ -121,17 +120,22 @@ impl Books {
             order: OrderId([number; 16]),
             account: BUYER,
             seal: Digest::of(&[seal]),
-            acknowledgement: b"acknowledged",
-            token,
+            acknowledgement: b"acknowledged".to_vec(),
+            token: token.to_vec(),
             at: NOW,
         };
-        let make: &MakeReceipt<'_> = &|entry| Ok(format!("receipt {} {} {number}", entry.number, entry.payment).into_bytes());
-        self.repository.settle(&settlement, make).await
+        let make: MakeReceipt = Box::new(move |entry| Ok(format!("receipt {} {} {number}", entry.number, entry.payment).into_bytes()));
+        self.repository.settle(settlement, make).await
+    }
+
+    /// A connection that is not the repository's.
+    fn beside(&self) -> Connection {
+        Connection::open(self.folder.path().join("server.db")).expect("the database")
     }
 
     async fn scalar(&self, statement: &'static str) -> i64 {
-        let row = query(statement).fetch_one(&self.repository.pool).await.expect(statement);
-        row.try_get::<Option<i64>, _>(0).expect("a number").unwrap_or(0)
+        let row = self.beside().query_row(statement, [], |row| row.get::<_, Option<i64>>(0)).expect(statement);
+        row.unwrap_or(0)
     }
 
     /// Recomputes from orders and receipts what the ledger must say, by other statements than the server's own.
@@ -232,9 +236,9 @@ async fn a_settlement_cut_off_between_any_two_statements_changes_nothing() {
         ("the order's state", "CREATE TRIGGER cut BEFORE UPDATE ON orders BEGIN SELECT RAISE(ABORT, 'cut'); END"),
         ("after the order's state", "CREATE TRIGGER cut AFTER UPDATE ON orders BEGIN SELECT RAISE(ABORT, 'cut'); END"),
     ] {
-        query(trigger).execute(&books.repository.pool).await.expect("a trigger");
+        books.beside().execute_batch(trigger).expect("a trigger");
         assert_eq!(code(books.settle(1, 1, b"token").await), Code::Database, "cut at {place}");
-        query("DROP TRIGGER cut").execute(&books.repository.pool).await.expect("gone");
+        books.beside().execute_batch("DROP TRIGGER cut").expect("gone");
         assert_eq!(books.repository.order(BUYER, OrderId([1; 16])).await.expect("the order"), before, "cut at {place}");
         assert_eq!(books.money().await, (750, 250), "cut at {place}");
         assert_eq!(books.scalar("SELECT count(*) FROM deliveries WHERE token IS NOT NULL").await, 0, "cut at {place}");
@@ -249,10 +253,23 @@ async fn a_settlement_cut_off_between_any_two_statements_changes_nothing() {
 async fn a_receipt_that_cannot_be_signed_captures_nothing() {
     let books = Books::new().await;
     let order = books.delivered(1).await;
-    let settlement = Settlement { order, account: BUYER, seal: Digest::of(&[1]), acknowledgement: b"a", token: b"t", at: NOW };
-    let fails = |_: &ReceiptEntry| Err(Refusal::new(Code::Internal, "the key store is gone"));
-    assert_eq!(code(books.repository.settle(&settlement, &fails).await), Code::Internal);
+    let settlement =
+        Settlement { order, account: BUYER, seal: Digest::of(&[1]), acknowledgement: b"a".to_vec(), token: b"t".to_vec(), at: NOW };
+    let fails: MakeReceipt = Box::new(|_| Err(Refusal::new(Code::Internal, "the key store is gone")));
+    assert_eq!(code(books.repository.settle(settlement, fails).await), Code::Internal);
     assert_eq!(books.money().await, (750, 250));
+    books.audit().await;
+}
+
+#[tokio::test]
+async fn a_transaction_that_panics_changes_nothing_and_holds_nobody_up() {
+    let books = Books::new().await;
+    let order = books.delivered(1).await;
+    let (acknowledgement, token) = (b"a".to_vec(), b"t".to_vec());
+    let settlement = Settlement { order, account: BUYER, seal: Digest::of(&[1]), acknowledgement, token, at: NOW };
+    assert_eq!(code(books.repository.settle(settlement, Box::new(|_| panic!("a fault of ours"))).await), Code::Internal);
+    assert_eq!(books.money().await, (750, 250));
+    books.settle(1, 1, b"token").await.expect("settled after all");
     books.audit().await;
 }
 
@@ -264,9 +281,15 @@ async fn a_settlement_needs_a_hold_the_owner_and_a_seal_of_this_order() {
     assert_eq!(code(books.settle(1, 1, b"t").await), Code::OrderState, "not agreed to");
     books.delivered(2).await;
     assert_eq!(code(books.settle(2, 1, b"t").await), Code::AcknowledgementMismatch, "a seal of another order");
-    let foreign =
-        Settlement { order: OrderId([2; 16]), account: OTHER, seal: Digest::of(&[2]), acknowledgement: b"a", token: b"t", at: NOW };
-    assert_eq!(code(books.repository.settle(&foreign, &|_| Ok(vec![])).await), Code::UnknownOrder);
+    let foreign = Settlement {
+        order: OrderId([2; 16]),
+        account: OTHER,
+        seal: Digest::of(&[2]),
+        acknowledgement: b"a".to_vec(),
+        token: b"t".to_vec(),
+        at: NOW,
+    };
+    assert_eq!(code(books.repository.settle(foreign, Box::new(|_| Ok(vec![]))).await), Code::UnknownOrder);
     books.audit().await;
 }
 
@@ -280,11 +303,11 @@ async fn an_order_that_runs_out_gives_the_money_back_and_cannot_be_settled() {
         order: OrderId([1; 16]),
         account: BUYER,
         seal: Digest::of(&[1]),
-        acknowledgement: b"a",
-        token: b"t",
+        acknowledgement: b"a".to_vec(),
+        token: b"t".to_vec(),
         at: NOW.after(101),
     };
-    assert_eq!(code(books.repository.settle(&late, &|_| Ok(vec![])).await), Code::OrderExpired, "before the hold is given back");
+    assert_eq!(code(books.repository.settle(late, Box::new(|_| Ok(vec![]))).await), Code::OrderExpired, "before the hold is given back");
     assert_eq!(books.repository.expire(NOW.after(101)).await.expect("expiry"), 2);
     assert_eq!(books.repository.expire(NOW.after(101)).await.expect("expiry"), 0, "once");
     assert_eq!(books.money().await, (1000, 0));
@@ -448,26 +471,20 @@ async fn the_ledger_only_grows_and_takes_no_entry_that_does_not_balance() {
         "INSERT INTO entries VALUES (99, 'deposit', NULL, 0)",
         "INSERT INTO postings SELECT 99, 'funds', account, 'EUR', 5 FROM accounts",
     ] {
-        assert!(query(statement).execute(&books.repository.pool).await.is_err(), "{statement}");
+        assert!(books.beside().execute_batch(statement).is_err(), "{statement}");
     }
-    let mut tx = books.repository.write().await.expect("a transaction");
-    query("INSERT INTO postings VALUES (99, 'funds', x'01010101010101010101010101010101', 'EUR', 5)")
-        .execute(&mut *tx)
-        .await
-        .expect("open");
-    let unbalanced = query("INSERT INTO entries VALUES (99, 'deposit', NULL, 0)").execute(&mut *tx).await;
+    let unbalanced = books.beside().execute_batch(
+        "BEGIN; INSERT INTO postings VALUES (99, 'funds', x'01010101010101010101010101010101', 'EUR', 5);
+         INSERT INTO entries VALUES (99, 'deposit', NULL, 0);",
+    );
     assert!(unbalanced.expect_err("it does not balance").to_string().contains("sums to zero"));
-    drop(tx);
     books.audit().await;
 }
 
 #[tokio::test]
 async fn a_database_of_a_newer_version_is_refused_and_left_as_it_is() {
     let books = Books::new().await;
-    query("INSERT INTO _sqlx_migrations VALUES (9999, 'later', 0, 1, x'00', 0)")
-        .execute(&books.repository.pool)
-        .await
-        .expect("a later form");
+    books.beside().execute_batch("INSERT INTO _sqlx_migrations VALUES (9999, 'later', 0, 1, x'00', 0)").expect("a later form");
     books.repository.close().await;
     let path = books.folder.path().join("server.db");
     let before = std::fs::read(&path).expect("the file");
