@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+pub(crate) mod plain;
+
 use chipbound::api::Api;
 use chipbound::demo::world::World as Daemons;
 use chipbound::home::Home;
