@@ -28,6 +28,7 @@ pub fn manifest(vendor: &KeyId, plaintext: &[u8]) -> Manifest {
         open_to_file: true,
         minimum_sequence: 1,
         key_modes: List::new(vec![KeyMode::Direct, KeyMode::Common]).expect("two modes"),
+        readers: None,
     }
 }
 

@@ -4,6 +4,7 @@
 use chipbound_wire::bounded::{decode, encode};
 use chipbound_wire::certificate::Chain;
 use chipbound_wire::control::{MAX_CONTROL, Request, Response};
+use chipbound_wire::limits::MAX_WITH;
 use chipbound_wire::suite::Class;
 use chipbound_wire::{Code, KeyId, ProgramId, Refusal, Result, Time};
 use rustix::io::Errno;
@@ -18,7 +19,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 /// Descriptors that one frame may bring.
-const MAX_DESCRIPTORS: usize = 4;
+const MAX_DESCRIPTORS: usize = 1 + MAX_WITH;
 
 /// One conversation with the processor.
 #[derive(Debug)]

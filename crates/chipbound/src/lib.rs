@@ -14,3 +14,4 @@ pub mod receipts;
 pub mod run;
 pub mod vendor;
 pub mod verbs;
+pub mod with;

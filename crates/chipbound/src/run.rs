@@ -5,7 +5,8 @@
 //! before a runtime starts, and leaves to this module what is unusual, and what is refused, to be said in full.
 
 use crate::control::{Conversation, unexpected};
-use chipbound_wire::bounded::Bytes;
+use crate::with::{Taken, With};
+use chipbound_wire::bounded::{Bytes, List};
 use chipbound_wire::control::{Request, Response};
 use chipbound_wire::{Code, Refusal, Result};
 use rustix::io::Errno;
@@ -24,17 +25,17 @@ const CANNOT_START: u8 = 126;
 /// The exit code when there is no such package.
 const NOT_FOUND: u8 = 127;
 
-/// Starts the package in `arguments` (its path, then the program's own arguments) through the processor at `socket`.
+/// Starts the package in `arguments` (its path, then the program's own arguments) through the processor at `socket`, with data.
 /// Returns only when it could not be started: the refusal and the exit code.
 #[must_use]
-pub fn run(socket: &Path, arguments: &[OsString]) -> (Refusal, u8) {
+pub fn run(socket: &Path, arguments: &[OsString], with: &[With]) -> (Refusal, u8) {
     let Some((name, arguments)) = arguments.split_first() else {
         return (Refusal::new(Code::ConfigInvalid, "run which package? chipbound run ./app ARGS…"), 2);
     };
-    match attach(socket, name) {
+    match Taken::take(with).and_then(|taken| Ok((attach(socket, name, &taken)?, taken))) {
         // The conversation stays open until the exec closes it: its end tells the processor that nobody will exec.
-        Ok((path, _conversation)) => {
-            let error = Command::new(&path).arg0(name).args(arguments).exec();
+        Ok(((path, _conversation), taken)) => {
+            let error = Command::new(&path).arg0(name).args(arguments).envs(taken.environment()).exec();
             let code = if error.kind() == ErrorKind::NotFound { NOT_FOUND } else { CANNOT_START };
             (Refusal::new(Code::StartFailed, format!("{}: {error}", path.display())).because(error), code)
         }
@@ -45,7 +46,7 @@ pub fn run(socket: &Path, arguments: &[OsString]) -> (Refusal, u8) {
 
 /// Has the processor verify the package and attach to this process. When this returns, the next exec of the path is stopped
 /// before its first instruction and given its code.
-fn attach(socket: &Path, name: &OsStr) -> Result<(PathBuf, Conversation)> {
+fn attach(socket: &Path, name: &OsStr, taken: &Taken) -> Result<(PathBuf, Conversation)> {
     let path = find(name)?;
     // Open only where this user may read it; otherwise the processor opens the path itself. Close-on-exec, as all of std's.
     let package = match File::open(&path) {
@@ -63,8 +64,10 @@ fn attach(socket: &Path, name: &OsStr) -> Result<(PathBuf, Conversation)> {
         Err(e) => return Err(Refusal::io("naming the processor as tracer", e.into())),
     }
     let whole = std::path::absolute(&path).map_err(|e| Refusal::io(path.display(), e))?;
-    let request = Request::Run { path: Bytes::new(whole.as_os_str().as_bytes().to_vec())? };
-    let descriptors: Vec<_> = package.iter().map(AsFd::as_fd).collect();
+    let numbers = taken.numbers();
+    let with = if numbers.is_empty() { None } else { Some(List::new(numbers)?) };
+    let request = Request::Run { path: Bytes::new(whole.as_os_str().as_bytes().to_vec())?, with };
+    let descriptors: Vec<_> = package.iter().map(AsFd::as_fd).chain(taken.packages()).collect();
     conversation.ask(&request, &descriptors)?;
     match conversation.answer_after(|_, _| ())? {
         Response::Ready => Ok((path, conversation)),

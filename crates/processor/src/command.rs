@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::confine::{self, Confinement};
 use crate::daemon;
+use crate::data;
 use crate::processor::Processor;
 use crate::vault::Vault;
 use chipbound_host::{files, process};
@@ -59,11 +60,13 @@ fn init(dir: &Path, everyone: bool) -> Result<()> {
 fn run(config: &Path) -> Result<()> {
     log_to_stderr();
     let us = Processor::open(Config::load(config)?)?;
+    let mounted = data::kernel::mount(&us.config);
     let confinement = confine::process(&us.config)?;
     match confinement {
         Confinement { calls: true, folders: true } => tracing::info!(%confinement, "confined"),
         _ => tracing::warn!(%confinement, "confined as far as this kernel can"),
     }
+    us.serve_data(mounted);
     tracing::info!(processor = %us.vault.keys().key_id(), packages = us.vault.remembered(), "opened");
     daemon::serve(Arc::new(us))
 }

@@ -73,6 +73,8 @@ pub struct Limits {
     pub cache_bytes: u64,
     /// How many opened programs are kept.
     pub cache_entries: usize,
+    /// Bytes of data for programs that are opened in memory, where this machine has no FUSE for the daemon. They can be swapped.
+    pub data_in_memory_bytes: u64,
     /// Seconds that a peer may say nothing.
     pub silence_seconds: u64,
     /// Seconds that a delivery waits for its release token.
@@ -90,6 +92,7 @@ impl Default for Limits {
             program_bytes: MAX_PROGRAM,
             cache_bytes: 1 << 30,
             cache_entries: 64,
+            data_in_memory_bytes: 1 << 30,
             silence_seconds: 60,
             release_seconds: 600,
             start_seconds: 30,

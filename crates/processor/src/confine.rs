@@ -9,6 +9,7 @@
 //! | accept, client | take a connection and read what it asks for first | nothing yet: they may become either of the next two |
 //! | client, once it starts a program | [`crate::run`] | the network, making, renaming and removing files, executable memory |
 //! | client, once it does anything else; renewal | deliveries, opening, enrolment | ptrace and other processes' memory; by Landlock every file but to read, except in the processor's own folders |
+//! | data | answer what the kernel asks about data for programs ([`crate::data`]) | the network, ptrace, other processes' memory, opening, renaming and removing files |
 //! | main | waits for signals and cleans up | the network, ptrace, other processes' memory; the same by Landlock, and it removes the socket |
 //!
 //! Landlock cannot take part in starts: the kernel lets a process under Landlock trace only processes under the same rules. All
@@ -35,6 +36,8 @@ pub enum Work {
     Session,
     /// Starts one program.
     Start,
+    /// Answers what the kernel asks about data for programs.
+    Data,
 }
 
 /// How far this kernel lets a process confine itself.
@@ -62,7 +65,7 @@ static PLAN: OnceLock<Plan> = OnceLock::new();
 
 struct Plan {
     /// By [`Work`]; none where the kernel has no filters.
-    filters: Option<[BpfProgram; 3]>,
+    filters: Option<[BpfProgram; 4]>,
     /// None where the kernel has no Landlock.
     folders: Option<Folders>,
 }
@@ -75,7 +78,7 @@ pub fn process(config: &Config) -> Result<Confinement> {
     rustix::thread::set_no_new_privs(true).map_err(|e| Refusal::io("giving up new privileges", e.into()))?;
     let folders = Folders::of(config)?;
     let confinement = Confinement { calls: close_calls()?, folders: folders.is_some() };
-    let filters = confinement.calls.then(|| [Work::Control, Work::Session, Work::Start].map(calls::lost));
+    let filters = confinement.calls.then(|| [Work::Control, Work::Session, Work::Start, Work::Data].map(calls::lost));
     let planned = PLAN.set(Plan { filters, folders });
     planned.map_err(|_| Refusal::new(Code::Internal, "the process is confined already"))?;
     Ok(confinement)

@@ -2,6 +2,7 @@
 
 use chipbound_wire::bounded::{decode, encode};
 use chipbound_wire::control::{MAX_CONTROL, Request, Response};
+use chipbound_wire::limits::MAX_WITH;
 use chipbound_wire::messages::Abort;
 use chipbound_wire::{Code, Refusal, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,7 +19,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// Descriptors beside one frame at most.
-const MAX_DESCRIPTORS: usize = 2;
+const MAX_DESCRIPTORS: usize = 1 + MAX_WITH;
 
 /// How long the client may take to read one answer.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);

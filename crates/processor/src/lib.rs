@@ -2,7 +2,7 @@
 //! `session` and `loader`.
 //!
 //! It serves one unix socket ([`daemon`], [`conversation`]). [`receive`](mod@receive) tells one delivery, Fig. 5 of the source,
-//! from top to bottom; [`run`] makes a client the program of a package; [`open`] opens data. What it keeps is in [`vault`]. It
+//! from top to bottom; [`run`] makes a client the program of a package; [`open`] opens data, [`data`] gives it to programs. What it keeps is in [`vault`]. It
 //! decides nothing that `trusted-core` decides, and gives no key and no plaintext to anybody but the process or file that a
 //! package allows.
 
@@ -14,6 +14,7 @@ pub mod confine;
 pub mod connection;
 pub mod conversation;
 pub mod daemon;
+pub mod data;
 pub mod enrolling;
 pub mod intake;
 pub mod line;

@@ -3,6 +3,9 @@
 use crate::admission::Places;
 use crate::cache::{Cache, Dropped, Opened};
 use crate::config::Config;
+use crate::data::InMemory;
+use crate::data::files::Files;
+use crate::data::kernel::Mounted;
 use crate::spool::Spool;
 use crate::vault::{Enrolment, Vault};
 use chipbound_loader::Image;
@@ -12,7 +15,7 @@ use chipbound_wire::certificate::Role;
 use chipbound_wire::signature::Sign;
 use chipbound_wire::suite::LoaderVariables;
 use chipbound_wire::{Code, ProgramId, Result, Time};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// One processor: its keys, what it remembers, its spool and its opened programs.
 #[derive(Debug)]
@@ -25,8 +28,11 @@ pub struct Processor {
     pub spool: Spool,
     /// Opened programs.
     pub programs: Cache<Program>,
+    /// Data that was opened whole, where it cannot be served.
+    pub data: Cache<InMemory>,
     /// Deliveries and openings at once.
     pub transfers: Arc<Places>,
+    files: OnceLock<std::result::Result<Files, String>>,
     enrolling: Mutex<()>,
 }
 
@@ -61,8 +67,28 @@ impl Processor {
         let vault = Vault::open(&config.state)?;
         let spool = Spool::open(&config.spool)?;
         let programs = Cache::new(config.limits.cache_entries, config.limits.cache_bytes);
+        let data = Cache::new(config.limits.cache_entries, config.limits.data_in_memory_bytes);
         let transfers = Places::new("deliveries and openings", config.limits.transfers, config.limits.transfers.div_ceil(2));
-        Ok(Self { config, vault, spool, programs, transfers, enrolling: Mutex::new(()) })
+        Ok(Self { config, vault, spool, programs, data, transfers, files: OnceLock::new(), enrolling: Mutex::new(()) })
+    }
+
+    /// Serves data on this file system from now on, or remembers why there is none. Only the first call counts.
+    pub fn serve_data(&self, mounted: Result<Mounted>) {
+        let files = mounted.and_then(Files::start).map_err(|refusal| refusal.detail);
+        match &files {
+            Ok(_) => tracing::info!("data for programs is served as it is read"),
+            Err(why) => tracing::info!(why, "data for programs is opened in memory"),
+        }
+        let _ = self.files.set(files);
+    }
+
+    /// Where data is served, or why it is not.
+    pub fn files(&self) -> std::result::Result<&Files, &str> {
+        match self.files.get() {
+            Some(Ok(files)) => Ok(files),
+            Some(Err(why)) => Err(why),
+            None => Err("no file system of data was asked for"),
+        }
     }
 
     /// Held while the enrolment is being replaced: one at a time.
@@ -99,7 +125,8 @@ impl Processor {
 
     /// Drops what was opened and `gone` says from memory, for that reason. Programs that run are not disturbed.
     pub fn drop_where(&self, why: &str, gone: impl Fn(&dyn Opened) -> bool) -> Dropped {
-        let dropped = self.programs.drop_where(|program| gone(program));
+        let (programs, data) = (self.programs.drop_where(|program| gone(program)), self.data.drop_where(|data| gone(data)));
+        let dropped = Dropped { builds: programs.builds + data.builds, bytes: programs.bytes + data.bytes };
         if dropped.builds > 0 {
             tracing::info!(builds = dropped.builds, bytes = dropped.bytes, why, "dropped from memory");
         }

@@ -4,6 +4,7 @@ use crate::cache::Opened;
 use crate::config::Namespaces;
 use crate::confine::{self, Work};
 use crate::connection::{Connection, Peer};
+use crate::data::{self, Ready};
 use crate::processor::{Processor, Program};
 use chipbound_loader::{AtExec, Identity, Image, LoadError, NOT_STARTED, PageSource, Tracer};
 use chipbound_sealing::{PackageReader, ReadAt};
@@ -23,21 +24,33 @@ use std::time::Duration;
 
 /// Verifies and opens the package, attaches to the client, tells it to exec, and makes it the program. From
 /// [`Response::Ready`] on, a refusal is printed by the process itself, which ends with 126.
-pub fn run(connection: &mut Connection, path: &[u8], descriptor: Option<OwnedFd>, us: &Processor) -> Result<()> {
+///
+/// Beside the request came the package, where the client may read it, and then one package of data for each number in `with`: the
+/// program finds its plaintext open under that number.
+pub fn run(
+    connection: &mut Connection,
+    path: &[u8],
+    with: &[u32],
+    mut beside: impl ExactSizeIterator<Item = OwnedFd>,
+    us: &Processor,
+) -> Result<()> {
     let peer = connection.peer();
     check_namespaces(peer, us)?;
-    let package = match descriptor {
-        Some(descriptor) => check_file(File::from(descriptor))?,
-        None => open_by_path(path)?,
+    let package = match beside.len().checked_sub(with.len()) {
+        Some(0) => open_by_path(path)?,
+        Some(1) => check_file(File::from(beside.next().expect("one more than there are numbers")))?,
+        _ => return Err(Refusal::new(Code::Malformed, "other descriptors came with the request than it names")),
     };
     let identity = identity_of(&package)?;
     let program = open_program(&package, &identity, us)?;
+    let data = with.iter().zip(beside).map(|(number, file)| Ok((*number, data::ready(check_file(File::from(file))?, &program, us)?)));
+    let data: Vec<(u32, Ready)> = data.collect::<Result<_>>()?;
     let tracer = Tracer::seize(peer.pid).map_err(refusal_of)?;
     check_peer(peer)?; // The pid is held by the trace from here on; it is still the client's.
     connection.send(&Response::Ready, None)?;
     confine::thread(Work::Start)?; // Only now: the client is on its way to its exec meanwhile.
     let mut stopped = tracer.await_exec(Duration::from_secs(us.config.limits.start_seconds)).map_err(refusal_of)?;
-    if let Err(refusal) = prepare(&mut stopped, &identity, &program) {
+    if let Err(refusal) = prepare(&mut stopped, &identity, &program, &data) {
         let _ = stopped.refuse(&format!("chipbound: {refusal}\n"), NOT_STARTED); // Where that fails, it was killed.
         return Err(refusal);
     }
@@ -48,12 +61,15 @@ pub fn run(connection: &mut Connection, path: &[u8], descriptor: Option<OwnedFd>
 }
 
 /// At the exec stop: the file that the kernel started is the one that was verified, and loader variables are as the vendor wants them.
-fn prepare(stopped: &mut AtExec, verified: &Identity, program: &Program) -> Result<()> {
+fn prepare(stopped: &mut AtExec, verified: &Identity, program: &Program, data: &[(u32, Ready)]) -> Result<()> {
     if stopped.exe_identity().map_err(refusal_of)? != *verified {
         return Err(Refusal::new(Code::ProcessMismatch, "the file that was started is not the package that was verified"));
     }
     if program.loader_variables == LoaderVariables::Forbid {
         stopped.drop_loader_variables().map_err(refusal_of)?;
+    }
+    for (number, ready) in data {
+        stopped.give(ready.given(*number)?);
     }
     Ok(())
 }

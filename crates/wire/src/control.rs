@@ -2,11 +2,11 @@
 //! [`Request`] or [`Response`] in CBOR, at most [`MAX_CONTROL`] bytes; file descriptors travel beside the frame by
 //! SCM_RIGHTS, in the order that each request names.
 
-use crate::bounded::{Bytes, Text};
+use crate::bounded::{Bytes, List, Text};
 use crate::certificate::Chain;
 use crate::ids::{Digest, KeyId, OrderId, ProgramId, Time};
 pub use crate::limits::MAX_CONTROL;
-use crate::limits::{MAX_DOCUMENT, MAX_NAME, MAX_TEXT};
+use crate::limits::{MAX_DOCUMENT, MAX_NAME, MAX_TEXT, MAX_WITH};
 use crate::messages::Abort;
 use crate::suite::Class;
 use minicbor::{Decode, Encode};
@@ -50,12 +50,17 @@ pub enum Request {
     #[n(4)]
     Taken,
     /// Attach to this process, which will exec the package. A descriptor of the package, open for reading, comes along where
-    /// the client may read it. Answered with [`Response::Ready`]; then the client execs.
+    /// the client may read it, then one of each package of data that the program is to find open. Answered with [`Response::Ready`];
+    /// then the client execs.
     #[n(5)]
     Run {
         /// The package's path, to open it where no descriptor came; never trusted as its identity.
         #[n(0)]
         path: Bytes<4096>,
+        /// The descriptors under which the program finds its data, in the order of the packages that came along. The client holds
+        /// them until its exec, open to anything.
+        #[n(8)]
+        with: Option<List<u32, MAX_WITH>>,
     },
     /// Open a data package. Two descriptors come along: the package for reading, the output for writing. Answered with
     /// progress and [`Response::Opened`].

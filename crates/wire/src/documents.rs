@@ -57,6 +57,9 @@ pub struct Manifest {
     /// The key modes that the vendor allows.
     #[n(11)]
     pub key_modes: List<KeyMode, MAX_CHOICES>,
+    /// The programs to which data may be given that may not be opened to a file; all of the same vendor where absent.
+    #[n(12)]
+    pub readers: Option<List<ProgramId, MAX_CHOICES>>,
 }
 document!(Manifest, "manifest", Vendor);
 

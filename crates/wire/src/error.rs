@@ -173,6 +173,8 @@ codes! {
     ForeignNamespace = "foreign_namespace", Denied, 403, "Start the program in the processor's own namespaces.";
     /// The program could not be started.
     StartFailed = "start_failed", Environment, 500, "Read the detail; the package itself is intact.";
+    /// This machine has no way to give a program that data.
+    DataUnavailable = "data_unavailable", Environment, 503, "Let the processor use FUSE (the package fuse3, user_allow_other in /etc/fuse.conf) and start it again, or raise its limits.data_in_memory_bytes.";
 
     // The first path.
     /// User id or password is wrong.

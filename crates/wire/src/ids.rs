@@ -154,6 +154,13 @@ impl ProgramId {
         self.0.split_once('/').is_some_and(|(v, _)| v == Self::vendor_text(vendor))
     }
 
+    /// Whether both programs are of one vendor.
+    #[must_use]
+    pub fn is_of_vendor_of(&self, other: &Self) -> bool {
+        let vendor = |id: &Self| id.0.split_once('/').map(|(vendor, _)| vendor.to_owned());
+        vendor(self) == vendor(other)
+    }
+
     /// The vendor's own name for the program, the part after the slash.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -24,6 +24,8 @@ pub const MAX_CHUNK: usize = 256 * 1024;
 pub const MAX_LAYOUT: usize = 64 * 1024;
 /// One request or response on the processor's unix socket.
 pub const MAX_CONTROL: usize = 256 * 1024;
+/// Packages of data that one program is started with.
+pub const MAX_WITH: usize = 8;
 /// A JSON request body of the first path.
 pub const MAX_JSON: usize = 64 * 1024;
 /// A program or data file, in bytes (1 TiB).

@@ -85,6 +85,10 @@ pub struct Publish {
     /// Let processors open it to a file (data)
     #[arg(long)]
     open_to_file: bool,
+    /// A program that data may be given to with `run --with`, by its name or by another vendor's whole id, once for each; all of
+    /// yours without it. Data that may be opened to a file may be given to any
+    #[arg(long, value_name = "PROGRAM")]
+    reader: Vec<String>,
     /// What happens to LD_* and GLIBC_TUNABLES when it starts: forbid or allow
     #[arg(long, value_name = "POLICY", default_value = "forbid")]
     loader_variables: LoaderVariables,
@@ -176,6 +180,7 @@ async fn manifest(arguments: &Publish, program: ProgramId, next: u64, file: &Fil
         Ok((layout.format(), root, size))
     })
     .await?;
+    let readers = arguments.reader.iter().map(|reader| reader_id(reader, &program)).collect::<Result<Vec<_>>>()?;
     let key_modes = if arguments.key_mode.is_empty() { KeyMode::ALL.to_vec() } else { arguments.key_mode.clone() };
     Ok(Manifest {
         program,
@@ -190,7 +195,16 @@ async fn manifest(arguments: &Publish, program: ProgramId, next: u64, file: &Fil
         open_to_file: arguments.open_to_file,
         minimum_sequence: arguments.minimum_sequence,
         key_modes: List::new(key_modes)?,
+        readers: if readers.is_empty() { None } else { Some(List::new(readers)?) },
     })
+}
+
+/// A program by its whole id, or one of the same vendor as `program` by its name.
+fn reader_id(reader: &str, program: &ProgramId) -> Result<ProgramId> {
+    match program.as_str().split_once('/') {
+        Some((vendor, _)) if !reader.contains('/') => format!("{vendor}/{reader}").parse(),
+        _ => reader.parse(),
+    }
 }
 
 /// A file that counts what was read of it.

@@ -25,6 +25,7 @@ pub(super) fn lost(work: Work) -> BpfProgram {
         Work::Control => (LOST_BY_CONTROL, OLD_LOST_BY_CONTROL),
         Work::Session => (LOST_BY_SESSION, OLD_LOST_BY_SESSION),
         Work::Start => (LOST_BY_START, OLD_LOST_BY_START),
+        Work::Data => (LOST_BY_DATA, OLD_LOST_BY_DATA),
     };
     filter(new.iter().chain(old), SeccompAction::Errno(libc::EPERM.cast_unsigned()), SeccompAction::Allow)
 }
@@ -293,6 +294,25 @@ const LOST_BY_START: &[Call] = &[
     (libc::SYS_mprotect, with(2, libc::PROT_EXEC), "code of one's own"),
 ];
 
+/// Threads that answer reads have their descriptors from others.
+const LOST_BY_DATA: &[Call] = &[
+    (libc::SYS_ptrace, Always, "other processes"),
+    (libc::SYS_process_vm_readv, Always, "other processes"),
+    (libc::SYS_process_vm_writev, Always, "other processes"),
+    (libc::SYS_pidfd_open, Always, "other processes"),
+    (libc::SYS_pidfd_send_signal, Always, "other processes"),
+    (libc::SYS_socket, Always, "the network"),
+    (libc::SYS_listen, Always, "a socket in this one's place"),
+    (libc::SYS_accept4, Always, "clients"),
+    (libc::SYS_openat, Always, "files"),
+    (libc::SYS_unlinkat, Always, "files that are gone"),
+    (libc::SYS_renameat, Always, "files in the place of others"),
+    (libc::SYS_renameat2, Always, "files in the place of others"),
+    (libc::SYS_fchmod, Always, "modes"),
+    (libc::SYS_fchmodat, Always, "modes"),
+    (libc::SYS_umask, Always, "modes of what other threads make"),
+];
+
 /// Calls that newer machines do not have.
 #[cfg(target_arch = "x86_64")]
 const OLD_NEVER: &[Call] = &[
@@ -342,6 +362,17 @@ const OLD_LOST_BY_START: &[Call] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLD_LOST_BY_START: &[Call] = &[];
 
+/// As [`LOST_BY_DATA`].
+#[cfg(target_arch = "x86_64")]
+const OLD_LOST_BY_DATA: &[Call] = &[
+    (libc::SYS_open, Always, "files"),
+    (libc::SYS_unlink, Always, "files that are gone"),
+    (libc::SYS_rename, Always, "files in the place of others"),
+    (libc::SYS_chmod, Always, "modes"),
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD_LOST_BY_DATA: &[Call] = &[];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -359,8 +390,9 @@ mod tests {
 
     #[test]
     fn a_thread_loses_only_what_it_had() {
-        let lists = [LOST_BY_CONTROL, LOST_BY_SESSION, LOST_BY_START, OLD_LOST_BY_CONTROL, OLD_LOST_BY_SESSION, OLD_LOST_BY_START];
-        for (number, when, reason) in lists.into_iter().flatten() {
+        let new = [LOST_BY_CONTROL, LOST_BY_SESSION, LOST_BY_START, LOST_BY_DATA];
+        let old = [OLD_LOST_BY_CONTROL, OLD_LOST_BY_SESSION, OLD_LOST_BY_START, OLD_LOST_BY_DATA];
+        for (number, when, reason) in new.into_iter().chain(old).flatten() {
             assert!(all().any(|(allowed, ..)| allowed == number), "{number} {when:?} {reason}");
         }
     }

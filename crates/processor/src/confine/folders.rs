@@ -40,7 +40,7 @@ impl Folders {
     pub(super) fn close(&self, work: Work) -> Result<()> {
         let rules = match work {
             Work::Start => return Ok(()),
-            Work::Session => &self.session,
+            Work::Session | Work::Data => &self.session,
             Work::Control => &self.control,
         };
         let rules = rules.try_clone().map_err(|e| Refusal::io("the rules for folders", e))?;

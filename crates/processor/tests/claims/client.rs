@@ -37,7 +37,7 @@ impl Client {
     }
 
     pub(crate) fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
         let mut beside = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
             assert!(beside.push(SendAncillaryMessage::ScmRights(descriptors)));

@@ -231,7 +231,9 @@ fn garbage_on_the_socket_is_refused_and_the_daemon_lives_on() {
     ];
     // Every request of the contract without the descriptors it needs, and cut short at every length.
     let release = Request::Release { token: bytes(&[0; 50]) };
-    for request in [Request::Open, Request::Inspect, release, Request::Run { path: bytes(b"/nowhere") }, receive(&[1; 9], Line::Tunnel)] {
+    for request in
+        [Request::Open, Request::Inspect, release, Request::Run { path: bytes(b"/nowhere"), with: None }, receive(&[1; 9], Line::Tunnel)]
+    {
         let whole = chipbound_wire::bounded::encode(&request);
         attempts.extend((0..=whole.len()).map(|end| frame(&whole[..end])));
     }
@@ -254,9 +256,11 @@ fn garbage_on_the_socket_is_refused_and_the_daemon_lives_on() {
     }
     let file = File::open("/dev/null").expect("a file");
     let mut client = daemon.client();
-    client.send(&frame(&chipbound_wire::bounded::encode(&Request::Describe)), &[file.as_fd(); 5]);
+    client.send(&frame(&chipbound_wire::bounded::encode(&Request::Describe)), &[file.as_fd(); 10]);
     assert_eq!(code(client.answer()), Code::Malformed, "more descriptors than any request has");
-    for request in [Request::Inspect, Request::Run { path: bytes(b"") }, receive(&world.ship(b"x", |_| {}).confirmation, Line::Tunnel)] {
+    for request in
+        [Request::Inspect, Request::Run { path: bytes(b""), with: None }, receive(&world.ship(b"x", |_| {}).confirmation, Line::Tunnel)]
+    {
         let mut client = daemon.client();
         client.ask(&request, &[file.as_fd()]);
         let refusal = client.answer().expect_err("a device is no package and no socket");

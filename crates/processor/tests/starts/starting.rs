@@ -36,7 +36,7 @@ pub(crate) fn client(arguments: &[String]) -> ExitCode {
     let _ = set_ptracer(PTracer::ProcessID(daemon)); // Only kernels with Yama know it.
     let file = File::open(package).ok();
     let descriptors: Vec<_> = file.iter().map(AsFd::as_fd).collect();
-    client.ask(&Request::Run { path: bytes(package.as_bytes()) }, &descriptors);
+    client.ask(&Request::Run { path: bytes(package.as_bytes()), with: None }, &descriptors);
     match client.answer() {
         Ok(Response::Ready) => {
             match linger.as_str() {
