@@ -3,15 +3,18 @@
 use super::blocking;
 use chipbound_host::files::Pending;
 use chipbound_wire::{Code, Refusal, Result};
-use rustix::fs::{FallocateFlags, copy_file_range, fallocate};
+use rustix::fs::{Advice, FallocateFlags, copy_file_range, fadvise, fallocate};
 use rustix::io::Errno;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Bytes copied at once.
-const PIECE: usize = 4 * 1024 * 1024;
+/// Bytes copied at once inside the kernel; after each piece the disk begins to write it.
+const PIECE: usize = 8 * 1024 * 1024;
+/// Bytes copied at once by hand.
+const PIECE_BY_HAND: usize = 256 * 1024;
 
 /// The program's name in the current folder; [`Code::Conflict`] when something is there already.
 pub fn default_target(name: &str) -> Result<PathBuf> {
@@ -64,32 +67,61 @@ impl Partial {
     }
 }
 
-/// Copies inside the kernel where the file systems can; by hand where they cannot.
+/// Copies inside the kernel where the file systems can; by hand where they cannot. The disk writes beside it, so that little is left
+/// to wait for at the end.
 fn copy(from: &File, to: &File, size: u64) -> io::Result<()> {
+    let mut by_hand: Option<Vec<u8>> = None;
     let mut done = 0;
     while done < size {
-        let wanted = usize::try_from(size - done).unwrap_or(PIECE).min(PIECE);
-        let (mut read_at, mut write_at) = (done, done);
-        match copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), wanted) {
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the processor's package is shorter than it said")),
-            Ok(n) => done += n as u64,
-            Err(Errno::INTR) => {}
-            Err(Errno::XDEV | Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP | Errno::BADF | Errno::PERM) => {
-                return copy_by_hand(from, to, done, size);
-            }
-            Err(e) => return Err(e.into()),
+        let wanted = (size - done).min(PIECE as u64) as usize;
+        let copied = match &mut by_hand {
+            Some(buffer) => copy_by_hand(from, to, done, wanted, buffer)?,
+            None => match copy_in_kernel(from, to, done, wanted) {
+                Err(e) if is_unsupported(e) => {
+                    by_hand = Some(vec![0; PIECE_BY_HAND]);
+                    continue;
+                }
+                other => other?,
+            },
+        };
+        if copied == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the processor's package is shorter than it said"));
         }
+        begin_writing(to, done, copied);
+        done += copied as u64;
     }
     Ok(())
 }
 
-fn copy_by_hand(mut from: &File, mut to: &File, done: u64, size: u64) -> io::Result<()> {
-    from.seek(SeekFrom::Start(done))?;
-    to.seek(SeekFrom::Start(done))?;
-    match io::copy(&mut from.take(size - done), &mut to)? {
-        n if n == size - done => Ok(()),
-        _ => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the processor's package is shorter than it said")),
+/// At most `wanted` bytes at `offset`; how many, 0 only at the end of `from`.
+fn copy_in_kernel(from: &File, to: &File, offset: u64, wanted: usize) -> rustix::io::Result<usize> {
+    rustix::io::retry_on_intr(|| copy_file_range(from, Some(&mut { offset }), to, Some(&mut { offset }), wanted))
+}
+
+/// As [`copy_in_kernel`], with a buffer.
+fn copy_by_hand(from: &File, to: &File, offset: u64, wanted: usize, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut copied = 0;
+    while copied < wanted {
+        let part = buffer.len().min(wanted - copied);
+        let read = rustix::io::retry_on_intr(|| rustix::io::pread(from, &mut buffer[..part], offset + copied as u64))?;
+        if read == 0 {
+            break;
+        }
+        to.write_all_at(&buffer[..read], offset + copied as u64)?;
+        copied += read;
     }
+    Ok(copied)
+}
+
+/// What the file systems of the two files do not do together.
+fn is_unsupported(e: Errno) -> bool {
+    matches!(e, Errno::XDEV | Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP | Errno::BADF | Errno::PERM)
+}
+
+/// Has the kernel begin to write what was copied last. On Linux this advice starts the writing of changed pages and lets go of those
+/// alone that are on the disk already; where it does not, the writing is left to the end.
+fn begin_writing(to: &File, offset: u64, size: usize) {
+    let _ = fadvise(to, offset, NonZeroU64::new(size as u64), Advice::DontNeed);
 }
 
 /// A package that is an ELF file may be executed by whoever may read it, as compilers have it.
@@ -129,6 +161,23 @@ mod tests {
         assert!(std::fs::read(&target).unwrap() == bytes);
         assert_ne!(target.metadata().unwrap().permissions().mode() & 0o100, 0, "a program can be executed");
         assert_eq!(names(folder.path()), ["tool"]);
+    }
+
+    #[test]
+    fn what_the_kernel_cannot_copy_is_copied_by_hand_to_the_same_bytes() {
+        let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i >> 8) as u8).collect();
+        let (from, to) = (file(&bytes), file(b""));
+        let mut buffer = vec![0; PIECE_BY_HAND];
+        assert_eq!(copy_by_hand(&from, &to, 0, 2_000_000, &mut buffer).unwrap(), 2_000_000);
+        assert_eq!(copy_by_hand(&from, &to, 2_000_000, 2_000_000, &mut buffer).unwrap(), 1_000_000, "up to the end");
+        assert_eq!(copy_by_hand(&from, &to, 3_000_000, 1, &mut buffer).unwrap(), 0);
+        let mut copied = vec![0; bytes.len()];
+        to.read_exact_at(&mut copied, 0).unwrap();
+        assert!(copied == bytes);
+        // A pipe is no file of any file system: the kernel refuses, and says so in a way that is known here.
+        let (_reader, writer) = io::pipe().unwrap();
+        let pipe = File::from(std::os::fd::OwnedFd::from(writer));
+        assert!(is_unsupported(copy_in_kernel(&from, &pipe, 0, 1).unwrap_err()));
     }
 
     #[tokio::test]
