@@ -6,8 +6,9 @@ mod common;
 
 use chipbound_wire::api::Ticket;
 use chipbound_wire::{Code, OrderId};
-use common::{PASSWORD, World, flipped, good, json_lines, refused};
+use common::{PASSWORD, PROCESSOR, SERVER, World, flipped, good, json_lines, refused, refused_at};
 use std::path::Path;
+use std::process::Command;
 
 #[test]
 fn nobody_gets_in_with_a_wrong_password_or_without_a_log_in() {
@@ -22,8 +23,8 @@ fn nobody_gets_in_with_a_wrong_password_or_without_a_log_in() {
         }
         command
     };
-    let wrong = refused(login("ada", "wrong", Some(&root)), Code::WrongCredentials);
-    let unknown = refused(login("nobody", "right", Some(&root)), Code::WrongCredentials);
+    let wrong = refused_at(&world, &[SERVER], login("ada", "wrong", Some(&root)), Code::WrongCredentials);
+    let unknown = refused_at(&world, &[SERVER], login("nobody", "right", Some(&root)), Code::WrongCredentials);
     assert_eq!(wrong, unknown, "whether a user exists is not told");
     refused(login("ada", "right", None), Code::ServerUntrusted);
     refused(world.as_user("nobody", &["balance"]), Code::Unauthenticated);
@@ -41,7 +42,7 @@ fn a_token_that_was_logged_out_does_not_count_any_more() {
     let session = std::fs::read(world.home("ada").path().join("session.json")).unwrap();
     good(world.ada(&["logout"]));
     chipbound_host::files::write_durably(&world.home("ada").path().join("session.json"), &session, 0o600).unwrap();
-    refused(world.ada(&["balance"]), Code::Unauthenticated);
+    refused_at(&world, &[SERVER], world.ada(&["balance"]), Code::Unauthenticated);
 }
 
 #[test]
@@ -50,12 +51,12 @@ fn what_cannot_be_bought_is_refused_before_anything_is_held() {
     world.publish(Path::new("/bin/ls"), "busybox", "1", &[]);
     let said = refused(world.ada(&["buy", "busybx"]), Code::UnknownProgram);
     assert!(said.contains("did you mean busybox?"), "{said}");
-    refused(world.ada(&["buy", "busybox", "--version", "9"]), Code::UnknownProgram);
+    refused_at(&world, &[SERVER], world.ada(&["buy", "busybox", "--version", "9"]), Code::UnknownProgram);
     let said = refused(world.ada(&["buy", "busybox", "--max-price", "9.99 EUR"]), Code::PriceExceeded);
     assert!(said.contains("10.00 EUR"), "{said}");
     refused(world.ada(&["buy", "busybox", "--max-price", "50 USD"]), Code::PriceExceeded);
     refused(world.ada(&["buy", "busybox", "--processor", "/nowhere"]), Code::ProcessorUnreachable);
-    refused(world.as_user("acme", &["buy", "busybox"]), Code::Forbidden);
+    refused_at(&world, &[SERVER], world.as_user("acme", &["buy", "busybox"]), Code::Forbidden);
     std::fs::write(world.work("busybox"), "mine").unwrap();
     refused(world.ada(&["buy", "busybox"]), Code::Conflict);
     refused(world.ada(&["buy", "busybox", "-o", "/nowhere/busybox"]), Code::Io);
@@ -73,7 +74,7 @@ fn without_money_nothing_is_delivered_and_with_it_the_same_order_goes_on() {
         good(command.args(["--class", "software"]).args(more));
     };
     dear(&[]);
-    refused(world.ada(&["buy", "ls"]), Code::InsufficientFunds);
+    refused_at(&world, &[SERVER], world.ada(&["buy", "ls"]), Code::InsufficientFunds);
     assert_eq!(world.balance(), ("100.00 EUR".into(), "0.00 EUR".into()));
     let config = world.folder.path().join("server/server.toml");
     good(world.ada(&["account", "deposit", "--user", "ada", "--amount", "60 EUR", "--config"]).arg(&config));
@@ -96,16 +97,18 @@ fn a_purchase_that_a_receipt_would_give_for_nothing_is_refused_and_the_receipt_g
 
     refused(world.ada(&["redownload", "2", "-o", "none"]), Code::UnknownOrder);
     let second = world.daemons.sockets[1].to_str().unwrap();
-    refused(world.ada(&["redownload", &order, "-o", "stolen", "--processor", second]), Code::ProcessorMismatch);
+    let second = world.ada(&["redownload", &order, "-o", "stolen", "--processor", second]);
+    refused_at(&world, &[PROCESSOR + 1], second, Code::ProcessorMismatch);
     let kept = world.home("ada").receipt_path(&order.parse::<OrderId>().unwrap());
     world.runtime.block_on(async {
         world.daemons.account("eve", "customer", PASSWORD, Some("100 EUR")).await.unwrap();
         world.daemons.log_in("eve", PASSWORD).await.unwrap();
     });
-    refused(world.as_user("eve", &["redownload", kept.to_str().unwrap(), "-o", "stolen"]), Code::AccountMismatch);
+    let stolen = world.as_user("eve", &["redownload", kept.to_str().unwrap(), "-o", "stolen"]);
+    refused_at(&world, &[SERVER], stolen, Code::AccountMismatch);
     let size = std::fs::metadata(&kept).unwrap().len() as usize;
     flipped(&kept, &world.work("altered"), size - 1);
-    refused(world.ada(&["redownload", "altered", "-o", "stolen"]), Code::SignatureInvalid);
+    refused_at(&world, &[SERVER], world.ada(&["redownload", "altered", "-o", "stolen"]), Code::SignatureInvalid);
     assert!(!world.work("stolen").exists());
 
     good(world.ada(&["buy", "ls", "--again", "-o", "paid-again"]));
@@ -118,22 +121,54 @@ fn a_copy_for_one_processor_is_refused_by_the_other_and_damage_by_both_names() {
     world.publish(Path::new("/bin/ls"), "ls", "1", &[]);
     let package = world.buy("ls", &[]);
     let second = world.daemons.sockets[1].to_str().unwrap();
-    refused(world.ada(&["run", "--processor", second, "./ls"]), Code::ProcessorMismatch);
-    refused(world.ada(&["inspect", "--processor", second, "./ls"]), Code::ProcessorMismatch);
+    refused_at(&world, &[PROCESSOR + 1], world.ada(&["run", "--processor", second, "./ls"]), Code::ProcessorMismatch);
+    refused_at(&world, &[PROCESSOR + 1], world.ada(&["inspect", "--processor", second, "./ls"]), Code::ProcessorMismatch);
 
+    let here = |command: Command, code| drop(refused_at(&world, &[PROCESSOR], command, code));
     let sealed = chipbound_sealing::Package::read(&std::fs::File::open(&package).unwrap()).unwrap().layout;
     let range = sealed.sealed()[0];
     flipped(&package, &world.work("in-sealed"), (range.offset + range.len / 2) as usize);
-    refused(world.ada(&["run", "./in-sealed"]), Code::PageAltered);
+    here(world.ada(&["run", "./in-sealed"]), Code::PageAltered);
     flipped(&package, &world.work("in-plain"), sealed.body_size() as usize - 1);
-    refused(world.ada(&["run", "./in-plain"]), Code::PlainPartsAltered);
+    here(world.ada(&["run", "./in-plain"]), Code::PlainPartsAltered);
     let bytes = std::fs::read(&package).unwrap();
     std::fs::write(world.work("short"), &bytes[..bytes.len() - 1]).unwrap();
-    refused(world.ada(&["run", "./short"]), Code::NotAPackage);
+    here(world.ada(&["run", "./short"]), Code::NotAPackage);
     std::fs::write(world.work("text"), "not a package").unwrap();
-    refused(world.ada(&["run", "./text"]), Code::NotAPackage);
-    refused(world.ada(&["run", "/bin/ls"]), Code::NotAPackage);
+    here(world.ada(&["run", "./text"]), Code::NotAPackage);
+    here(world.ada(&["run", "/bin/ls"]), Code::NotAPackage);
     refused(world.ada(&["run", "/tmp"]), Code::NotAPackage);
+}
+
+/// A9, A10: what a customer can do to the file on his disk; the ends are his terminal and his processor's log.
+#[test]
+fn a_package_edited_on_its_disk_does_not_start_and_terminal_and_log_say_the_same() {
+    use object::{Object, ObjectSection};
+    let world = World::start("", 1);
+    world.publish(Path::new("/bin/ls"), "ls", "1", &[]);
+    let package = std::fs::read(world.buy("ls", &[])).unwrap();
+    let file = object::File::parse(&package[..]).unwrap();
+    let at = |name: &str| file.section_by_name(name).unwrap_or_else(|| panic!("{name}")).file_range().unwrap().0 as usize;
+    let code = at(".text") + 8192;
+    let edit = |edited: &mut Vec<u8>, at: usize| edited[at] ^= 1;
+    let swap = |edited: &mut Vec<u8>, _: usize| edited[code & !4095..(code & !4095) + 8192].rotate_left(4096);
+    let drop_page = |edited: &mut Vec<u8>, at: usize| drop(edited.drain(at & !4095..(at & !4095) + 4096));
+    type Edit<'a> = &'a dyn Fn(&mut Vec<u8>, usize);
+    let edits: [(&str, Edit<'_>, usize, Code); 7] = [
+        ("data", &edit, at(".data"), Code::PlainPartsAltered),
+        ("init-array", &edit, at(".init_array"), Code::PlainPartsAltered),
+        ("interpreter", &edit, at(".interp"), Code::PlainPartsAltered),
+        ("relocations", &edit, at(".rela.dyn"), Code::PlainPartsAltered),
+        ("flipped", &edit, code, Code::PageAltered),
+        ("swapped", &swap, code, Code::PageAltered),
+        ("dropped", &drop_page, code, Code::PackageTruncated),
+    ];
+    for (name, edit, at, code) in edits {
+        let mut edited = package.clone();
+        edit(&mut edited, at);
+        std::fs::write(world.work(name), edited).unwrap();
+        refused_at(&world, &[PROCESSOR], world.ada(&["run", &format!("./{name}")]), code);
+    }
 }
 
 #[test]

@@ -107,7 +107,7 @@ async fn admit<R: Repository>(server: Arc<Server<R>>, mut tcp: TcpStream, peer: 
             drop(newcomer);
             server.on_a_thread(order, place, move |server, order, runtime| deliver(server, order, Paced::new(tcp), runtime));
         }
-        Err(refusal) => tracing::debug!(%peer, %refusal, "not admitted on the line"),
+        Err(refusal) => tracing::info!(%peer, %refusal, "not admitted on the line"),
     }
 }
 

@@ -105,7 +105,7 @@ impl IntoResponse for ApiError {
         if is_internal(refusal.code) {
             tracing::error!(code = %refusal.code, detail = refusal.detail, cause = causes(&refusal), "a request failed");
         } else {
-            tracing::debug!(code = %refusal.code, detail = refusal.detail, cause = causes(&refusal), "a request was refused");
+            tracing::info!(code = %refusal.code, detail = refusal.detail, cause = causes(&refusal), "a request was refused");
         }
         let status = StatusCode::from_u16(refusal.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_vec(&Problem::of(&refusal)).unwrap_or_default();

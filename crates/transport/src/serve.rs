@@ -29,6 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
+use tracing::{Instrument, info_span};
 
 /// Bytes that one read of the socket may bring: two TLS records.
 const READ_AHEAD: usize = 32 * 1024;
@@ -179,7 +180,7 @@ async fn speak_http(shared: &Shared, tls: ServerTls, peer: SocketAddr, place: Ad
     let service = service_fn(|request: http::Request<Incoming>| {
         let mut request = request.map(|body| Body::new(PacedBody::new(body, limits.body_timeout)));
         request.extensions_mut().insert(ConnectInfo(peer));
-        shared.app.clone().oneshot(request)
+        shared.app.clone().oneshot(request).instrument(info_span!("request", %peer))
     });
     let io = TokioIo::new(Watched::new(tls, limits.write_timeout, Some(place)));
     let mut http = http1::Builder::new();

@@ -15,6 +15,7 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -22,6 +23,13 @@ use tokio::runtime::Runtime;
 pub(crate) const CHIPBOUND: &str = env!("CARGO_BIN_EXE_chipbound");
 /// ada's password.
 pub(crate) const PASSWORD: &str = "correct horse battery staple";
+/// Places of daemons in their list.
+pub(crate) const AUTHORITY: usize = 0;
+pub(crate) const SERVER: usize = 1;
+pub(crate) const PROCESSOR: usize = 2;
+/// How often a log is looked at for what must appear in it, and how long between two looks.
+const LOOKS: usize = 400;
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// What ada has at first.
 pub(crate) const DEPOSIT: &str = "100.00 EUR";
 
@@ -120,6 +128,23 @@ impl World {
         self.runtime.block_on(async { self.api().receipts().await.unwrap().receipts.len() })
     }
 
+    /// The log of a daemon: [`AUTHORITY`], [`SERVER`], [`PROCESSOR`], or the next processors after it.
+    pub(crate) fn log(&self, daemon: usize) -> String {
+        std::fs::read_to_string(self.daemons.daemons[daemon].log()).unwrap()
+    }
+
+    /// Waits for a line of the daemon's log, after its first `before` bytes, that is `wanted`.
+    #[track_caller]
+    pub(crate) fn awaits(&self, daemon: usize, before: usize, wanted: impl Fn(&str) -> bool, what: &str) {
+        for _ in 0..LOOKS {
+            if self.log(daemon)[before..].lines().any(&wanted) {
+                return;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        panic!("{what:?} is not in the log of daemon {daemon}:\n{}", &self.log(daemon)[before..]);
+    }
+
     /// The names in ada's working folder.
     pub(crate) fn names(&self) -> Vec<String> {
         let mut names: Vec<_> = std::fs::read_dir(self.work("")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -155,6 +180,22 @@ pub(crate) fn refused(mut command: impl BorrowMut<Command>, code: Code) -> Strin
     let started = command.get_args().next() == Some(OsStr::new("run"));
     let expected = if started { 126 } else { i32::from(code.fault().exit_code()) };
     assert_eq!(output.status.code(), Some(expected), "{said}");
+    said
+}
+
+/// Runs a command that must be refused as [`refused`] says, and finds the same refusal in the log of each of these daemons, in the
+/// words that stand on the terminal.
+#[track_caller]
+pub(crate) fn refused_at(world: &World, daemons: &[usize], command: impl BorrowMut<Command>, code: Code) -> String {
+    let before: Vec<_> = daemons.iter().map(|daemon| world.log(*daemon).len()).collect();
+    let said = refused(command, code);
+    let words = said.lines().find_map(|line| line.strip_prefix(&format!("error[{code}]: "))).unwrap();
+    assert!(!words.is_empty(), "{said}");
+    // As a field in quotes, or after its code.
+    let forms = [format!("code={code} detail={words:?}"), format!("={code}: {words}")];
+    for (daemon, before) in daemons.iter().zip(before) {
+        world.awaits(*daemon, before, |line| forms.iter().any(|form| line.contains(form)), &forms[1]);
+    }
     said
 }
 

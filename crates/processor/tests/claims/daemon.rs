@@ -42,7 +42,9 @@ fn a_delivery_over_the_socket_ends_with_the_package_and_an_empty_spool() {
     // A token that does not fit is refused and takes nothing away.
     let wrong = world.token(&shipment, &delivered, |t| t.terms = Digest([1; 32]));
     client.ask(&Request::Release { token: bytes(&wrong) }, &[]);
-    assert_eq!(code(client.answer()), Code::TokenMismatch);
+    let refusal = client.answer().expect_err("terms that were never received");
+    assert_eq!(refusal.code, Code::TokenMismatch);
+    until("the daemon's log says the same", || daemon.log().contains(&format!("reason={refusal}")));
     let token = world.token(&shipment, &delivered, |_| {});
     client.ask(&Request::Release { token: bytes(&token) }, &[]);
     let Response::Released { size, order } = client.answer().expect("released") else { panic!("another answer") };

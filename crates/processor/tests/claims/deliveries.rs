@@ -54,13 +54,14 @@ fn the_acknowledgement_names_order_terms_and_seal_and_is_signed_by_the_identity_
     assert_eq!((signed.order, signed.terms, signed.seal), (shipment.order, Digest::of(&delivered.terms), Digest::of(&delivered.seal)));
 }
 
-/// Mounts the lies and checks that both ends hear the same reason and that nothing is left.
+/// Mounts the lies and checks that both ends have the same code and the same words and that nothing is left.
 fn refused_at_both_ends(world: &World, shipment: &Shipment, lies: &Lies, code: Code, what: &str) {
     let (held, server) = world.deliver(shipment, lies);
     let ours = held.expect_err(what);
     assert_eq!(ours.code, code, "{what}: {ours}");
     let theirs = server.expect_err(what);
-    assert_eq!(theirs.code, code, "{what}: {theirs}");
+    assert_eq!((theirs.code, &theirs.detail), (code, &ours.detail), "{what}: the server has the processor's words");
+    assert!(!ours.detail.is_empty(), "{what}");
     assert!(world.spool().is_empty(), "{what}: the spool is empty");
     assert_eq!(world.us.vault.remembered(), 0, "{what}: nothing is remembered");
 }
@@ -199,14 +200,15 @@ fn a_release_older_than_a_known_manifest_allows_is_neither_taken_nor_opened() {
     assert_eq!(open(&world, &package).expect_err("withdrawn").code, Code::SequenceTooOld);
     let again = world.ship(&sample(1000), |_| {});
     let (held, server) = world.deliver(&again, &Lies::default());
-    assert_eq!(held.expect_err("withdrawn").code, Code::SequenceTooOld);
-    assert_eq!(server.expect_err("told").code, Code::SequenceTooOld);
+    let (ours, theirs) = (held.expect_err("withdrawn"), server.expect_err("told"));
+    assert_eq!((ours.code, theirs.code, ours.detail), (Code::SequenceTooOld, Code::SequenceTooOld, theirs.detail));
 }
 
 /// A copy of the package as it lies in the spool, made whole by the client with a token of its own.
 fn refused_token(held: &mut Held, world: &World, token: &[u8], code: Code, what: &str) {
     let refusal = held.release(token, &world.us).expect_err(what);
     assert_eq!(refusal.code, code, "{what}: {refusal}");
+    assert!(!refusal.detail.is_empty(), "{what}");
 }
 
 #[test]
@@ -268,7 +270,9 @@ fn a_copied_spool_with_state_and_keys_opens_nothing_before_the_token() {
         sealed_manifest: bounded(&[0; 400]),
     };
     let package = [copied, chipbound_sealing::package::ending(&layout, &documents)].concat();
-    assert_eq!(open(&world, &package).expect_err("no token came").code, Code::NotReleased);
+    let refusal = open(&world, &package).expect_err("no token came");
+    assert_eq!(refusal.code, Code::NotReleased);
+    assert!(!refusal.detail.is_empty(), "not a word");
     // And it is no matter of policy: with every key of this processor the main wrap does not open without the secret.
     let terms = &held.acknowledged.delivery.terms;
     for keys in world.us.vault.keys().generations() {
@@ -308,8 +312,9 @@ fn a_package_made_for_a_self_made_key_pair_was_never_received_here() {
         let server = scope.spawn(|| crate::world::serve(theirs, &world, &shipment, &Lies::default()));
         (chipbound_processor::receive::receive(ours, &shipment.confirmation, &maker.us, &mut |_, _| Ok(())), server.join().expect("ends"))
     });
-    assert!(held.is_err());
-    assert_eq!(server.expect_err("foreign").code, Code::CertificateForeign);
+    // Each trusts its own authority alone; whichever end looks first says so, and so does the other in its own words.
+    let (ours, theirs) = (held.expect_err("foreign"), server.expect_err("foreign"));
+    assert_eq!((ours.code, theirs.code), (Code::CertificateForeign, Code::CertificateForeign), "{ours}; {theirs}");
     assert_eq!(open(&world, &package).expect_err("foreign").code, Code::ProcessorMismatch);
 }
 

@@ -76,7 +76,7 @@ impl RealAuthority {
 pub(crate) struct Daemon {
     child: Child,
     first_path: String,
-    line: String,
+    pub(crate) line: String,
 }
 
 impl Daemon {
@@ -117,7 +117,7 @@ impl Drop for Daemon {
 }
 
 /// Runs a verb of the operator's; its standard output.
-fn operator(arguments: &[&str], input: &str) -> std::result::Result<String, (Option<i32>, String)> {
+pub(crate) fn operator(arguments: &[&str], input: &str) -> std::result::Result<String, (Option<i32>, String)> {
     let mut child = Command::new(env!("CARGO_BIN_EXE_chipbound-server"))
         .args(arguments)
         .stdin(Stdio::piped())
@@ -136,7 +136,7 @@ fn operator(arguments: &[&str], input: &str) -> std::result::Result<String, (Opt
 pub(crate) struct Installation {
     folder: tempfile::TempDir,
     authority: RealAuthority,
-    config: PathBuf,
+    pub(crate) config: PathBuf,
 }
 
 impl Installation {
@@ -175,13 +175,26 @@ impl Installation {
     }
 
     /// The daemon's log, everything that any part of it says.
-    fn log(&self) -> PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         self.folder.path().join("server.log")
     }
 
     /// A vendor whom the authority certified.
     pub(crate) async fn vendor(&self) -> Holder {
         self.authority.enroll(Role::Vendor, &[]).await
+    }
+
+    /// The root certificate of the authority.
+    pub(crate) fn root(&self) -> &[u8] {
+        self.authority.authority.root()
+    }
+
+    /// A vendor of the authority's publishes `plain` as the program `tool` in vera's name.
+    pub(crate) async fn publish(&self, client: &Client, plain: &[u8]) {
+        let vera = log_in(client, "vera").await;
+        let upload = announce(client, &vera, &self.vendor().await, plain).await;
+        let (path, source) = (format!("/v1/releases/{}", upload.upload), std::io::Cursor::new(plain.to_vec()));
+        client.put_stream::<Published>(&path, Some(&vera), &[], plain.len() as u64, source).await.unwrap();
     }
 
     /// A processor that the authority certified.
@@ -219,7 +232,7 @@ pub(crate) async fn buy(client: &Client, token: &str, processor: KeyId, key_mode
     client.post_json(&format!("/v1/orders/{}/agreement", order.order), Some(token), &[], &agreement).await.unwrap()
 }
 
-async fn receive(client: &Client, token: &str, order: &Order, processor: &Arc<Processor>) -> Result<Vec<u8>> {
+pub(crate) async fn receive(client: &Client, token: &str, order: &Order, processor: &Arc<Processor>) -> Result<Vec<u8>> {
     let ticket: Ticket = client.post_json(&format!("/v1/orders/{}/tickets", order.order), Some(token), &[], &()).await?;
     let ticket = ticket.ticket.to_string();
     let raw = client.upgrade("/v1/second-path", Some(token), &[(TICKET_HEADER, &ticket)]).await?;

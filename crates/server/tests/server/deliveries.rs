@@ -346,10 +346,13 @@ async fn the_role_runs_over_any_stream_and_both_ends_name_the_same_refusal() {
         let delivering = tokio::task::spawn_blocking(move || chipbound_server::deliver::deliver(&server, &stored, ours, &runtime));
         let receiving = tokio::task::spawn_blocking(move || processor.receive(theirs, &order.confirmation.0, now));
         let (delivered, received) = (delivering.await.unwrap(), receiving.await.unwrap());
-        assert_eq!(delivered.err().map(|r| r.code), refused);
-        match received {
-            Ok(received) => assert!(refused.is_none() && received.plain == plain),
-            Err(refusal) => assert_eq!(Some(refusal.code), refused),
+        match (delivered, received) {
+            (Ok(()), Ok(received)) => assert!(refused.is_none() && received.plain == plain),
+            (Err(ours), Err(theirs)) => {
+                assert_eq!((Some(ours.code), Some(theirs.code)), (refused, refused));
+                assert_eq!(ours.detail, theirs.detail, "in the same words");
+            }
+            (delivered, received) => panic!("only one end refused: {delivered:?}, {:?}", received.map(drop)),
         }
     }
 }

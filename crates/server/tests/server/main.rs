@@ -10,5 +10,6 @@ mod orders;
 mod permissions;
 mod processor;
 mod publishing;
+mod refusals;
 mod settlement;
 mod world;

@@ -12,7 +12,7 @@ use chipbound_wire::documents::{Acknowledgement, Confirmation, Manifest, Terms, 
 use chipbound_wire::messages::{Chunk, Kind};
 use chipbound_wire::signed::{Document, Verified, read_claims};
 use chipbound_wire::suite::{Aead, Class, Format, Kem, KeyMode, Suite};
-use chipbound_wire::{Code, Digest, Random, Result, SystemRandom, Time};
+use chipbound_wire::{Code, Digest, Random, Refusal, Result, SystemRandom, Time};
 use rustls::pki_types::UnixTime;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -260,12 +260,22 @@ pub(crate) fn deliver_between(processors: &World, servers: &World, processor_tam
     })
 }
 
-/// Both ends refused, with the same code.
+/// Both ends refused, with the same code and for the same reason in words.
 #[track_caller]
 pub(crate) fn assert_both(outcome: Outcome, code: Code) {
     let (processor, server) = outcome;
-    assert_eq!(processor.expect_err("the processor refuses").code, code, "at the processor");
-    assert_eq!(server.expect_err("the server refuses").code, code, "at the server");
+    assert_same(&processor.expect_err("the processor refuses"), &server.expect_err("the server refuses"), code);
+}
+
+/// The refusals of both ends have this code, and one end repeats the other's words; where TLS could carry no more than an alert,
+/// it says in its own what the other side meant.
+#[track_caller]
+pub(crate) fn assert_same(processor: &Refusal, server: &Refusal, code: Code) {
+    assert_eq!((processor.code, server.code), (code, code), "at the processor: {processor}; at the server: {server}");
+    let (processor, server) = (&processor.detail, &server.detail);
+    assert!(!processor.is_empty() && !server.is_empty(), "{code} without a word");
+    let by_alert = [processor, server].into_iter().filter(|detail| detail.starts_with("the other side says: ")).count() == 1;
+    assert!(processor == server || by_alert, "at the processor: {processor}; at the server: {server}");
 }
 
 /// Handshake and one message each way between these two.
