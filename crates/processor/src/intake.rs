@@ -90,9 +90,8 @@ fn pump<S: Read + Write>(
                     }
                     Err(_) => empty.recv().map_err(|_| Stop::Worker)?,
                 };
-                buffer.clear();
-                buffer.extend_from_slice(payload);
                 done += payload.len() as u64;
+                path.swap_payload(&mut buffer);
                 full.send(buffer).map_err(|_| Stop::Worker)?;
             }
             Kind::Seal => return Ok(payload.to_vec()),

@@ -166,6 +166,11 @@ impl<S: Read + Write> Path<S> {
         self.receive_if(|_| true)
     }
 
+    /// Gives away the payload of the message received last, in exchange for a buffer that the next one is read into.
+    pub fn swap_payload(&mut self, buffer: &mut Vec<u8>) {
+        std::mem::swap(&mut self.message, buffer);
+    }
+
     /// Receives one message of this kind; any other is [`Code::UnexpectedMessage`] before its payload is read. Refuses as
     /// [`Path::receive`] does.
     pub fn expect(&mut self, kind: Kind) -> Result<&[u8]> {
