@@ -61,8 +61,9 @@ impl FreshStack {
     /// down behind the shorter environment, where dynamic linkers look for it.
     pub(crate) fn drop_loader_variables(&self, memory: &Memory) -> Result<usize, LoadError> {
         let mut kept = Vec::with_capacity(self.environment.len());
+        let mut strings = Strings { memory, page: None, bytes: Vec::new() };
         for &variable in &self.environment {
-            if !is_for_loader(memory, variable)? {
+            if !is_for_loader(&mut strings, variable)? {
                 kept.push(variable);
             }
         }
@@ -81,16 +82,41 @@ impl FreshStack {
     }
 }
 
-/// Whether the variable at an address begins like one of [`LOADER_VARIABLES`]. Reads no page before it must: the last variable may end
-/// with the stack.
-fn is_for_loader(memory: &Memory, variable: u64) -> Result<bool, LoadError> {
+/// Whether the variable at an address begins like one of [`LOADER_VARIABLES`].
+fn is_for_loader(strings: &mut Strings<'_>, variable: u64) -> Result<bool, LoadError> {
     let mut name = [0; NAME];
-    let in_page = (page_floor(variable).saturating_add(PAGE) - variable).min(NAME as u64) as usize;
-    memory.read(variable, &mut name[..in_page])?;
-    if in_page < NAME && !name[..in_page].contains(&0) {
-        memory.read(variable + in_page as u64, &mut name[in_page..])?;
-    }
+    strings.read(variable, &mut name)?;
     Ok(LOADER_VARIABLES.iter().any(|start| name.starts_with(start.as_bytes())))
+}
+
+/// The strings of a stack, of which the page that was read last is kept: most of them lie side by side.
+struct Strings<'a> {
+    memory: &'a Memory,
+    page: Option<u64>,
+    bytes: Vec<u8>,
+}
+
+impl Strings<'_> {
+    /// Fills `name` with what lies at an address, up to a NUL; nothing is read behind that one, for the last variable may end with the
+    /// stack.
+    fn read(&mut self, address: u64, name: &mut [u8]) -> Result<(), LoadError> {
+        let mut address = address;
+        for byte in name {
+            let page = page_floor(address);
+            if self.page != Some(page) {
+                self.page = None;
+                self.bytes.resize(PAGE as usize, 0);
+                self.memory.read(page, &mut self.bytes)?;
+                self.page = Some(page);
+            }
+            *byte = self.bytes[(address - page) as usize];
+            if *byte == 0 {
+                break;
+            }
+            address = address.saturating_add(1);
+        }
+        Ok(())
+    }
 }
 
 /// Reads a stack upwards, word by word, a page at a time, for the stack ends at the border of one.

@@ -1,6 +1,6 @@
-//! The daemon: the control socket, one thread for each conversation, and a clean end.
+//! The daemon: the control socket, one thread for each conversation, some waiting for the next, and a clean end.
 
-use crate::admission::Places;
+use crate::admission::{Place, Places};
 use crate::config::Clients;
 use crate::confine::{self, Work};
 use crate::connection::Connection;
@@ -12,16 +12,20 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// How long nothing is tried after the machine had no descriptor or thread left.
+const A_WHILE: Duration = Duration::from_millis(50);
 
 /// Serves until SIGTERM or SIGINT. Prints one line that begins with `ready` once clients may connect.
 pub fn serve(us: Arc<Processor>) -> Result<()> {
     let listener = listen(&us.config.socket, us.config.clients)?;
     let failed = |e| Refusal::io("starting the daemon", e);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    let acceptor = Arc::clone(&us);
+    let (listener, acceptor) = (Arc::new(listener), Arc::clone(&us));
     thread::Builder::new().name("accept".into()).spawn(move || accept(&listener, &acceptor)).map_err(failed)?;
     let renewer = Arc::clone(&us);
     thread::Builder::new().name("renewal".into()).spawn(move || keep_current(&renewer)).map_err(failed)?;
@@ -68,35 +72,83 @@ fn listen(path: &Path, clients: Clients) -> Result<UnixListener> {
     Ok(listener)
 }
 
-fn accept(listener: &UnixListener, us: &Arc<Processor>) {
+/// Threads that wait for clients at any time. Each becomes the thread of the client that it takes, so that a client waits for no thread
+/// to be made.
+const WAITING: usize = 4;
+
+/// How many threads wait.
+#[derive(Debug, Default)]
+struct Waiting {
+    count: Mutex<usize>,
+    fewer: Condvar,
+}
+
+impl Waiting {
+    /// Waits until there are fewer than [`WAITING`], and counts one more in.
+    fn wanted(&self) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        while *count >= WAITING {
+            count = self.fewer.wait(count).unwrap_or_else(PoisonError::into_inner);
+        }
+        *count += 1;
+    }
+
+    /// One does not wait any more.
+    fn left(&self) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.fewer.notify_one();
+    }
+}
+
+/// Sees to it that there are always threads that wait for clients.
+fn accept(listener: &Arc<UnixListener>, us: &Arc<Processor>) {
     let limits = us.config.limits;
     let places = Places::new("connections", limits.connections, limits.connections_per_user);
-    for stream in listener.incoming() {
-        let greeted = stream.map_err(|e| Refusal::io("accepting a client", e)).and_then(|stream| greet(stream, &places, us));
-        if let Err(refusal) = greeted {
-            tracing::warn!(reason = %refusal, "a client was not served");
-            if matches!(refusal.code, Code::Io) {
-                thread::sleep(std::time::Duration::from_millis(50)); // No descriptors left, say: no use in spinning.
+    let waiting = Arc::new(Waiting::default());
+    loop {
+        waiting.wanted();
+        let (listener, us, places, there) = (Arc::clone(listener), Arc::clone(us), Arc::clone(&places), Arc::clone(&waiting));
+        let serve_one = move || {
+            let (connection, _place) = next_client(&listener, &places, &us);
+            there.left();
+            converse(connection, &us);
+        };
+        if let Err(e) = thread::Builder::new().name("client".into()).spawn(serve_one) {
+            tracing::warn!(reason = %e, "no thread for a client");
+            waiting.left();
+            thread::sleep(A_WHILE);
+        }
+    }
+}
+
+/// The next client that is served, and its place. Others are told why not.
+fn next_client(listener: &UnixListener, places: &Arc<Places>, us: &Processor) -> (Connection, Place) {
+    loop {
+        let greeted = listener.accept().map_err(|e| Refusal::io("accepting a client", e));
+        match greeted.and_then(|(stream, _)| greet(stream, places, us)) {
+            Ok(Some(client)) => return client,
+            Ok(None) => {}
+            Err(refusal) => {
+                tracing::warn!(reason = %refusal, "a client was not served");
+                if matches!(refusal.code, Code::Io) {
+                    thread::sleep(A_WHILE); // No descriptors left, say: no use in spinning.
+                }
             }
         }
     }
 }
 
-fn greet(stream: UnixStream, places: &Arc<Places>, us: &Arc<Processor>) -> Result<()> {
+/// Whether a client is served: None when it was told why not.
+fn greet(stream: UnixStream, places: &Arc<Places>, us: &Processor) -> Result<Option<(Connection, Place)>> {
     let mut connection = Connection::new(stream)?;
     let uid = connection.peer().uid;
     let own = rustix::process::geteuid().as_raw();
     if us.config.clients == Clients::OwnUser && uid != own && uid != 0 {
-        return connection.refuse(&Refusal::new(Code::Forbidden, "this processor serves its own user only"));
+        connection.refuse(&Refusal::new(Code::Forbidden, "this processor serves its own user only"))?;
+        return Ok(None);
     }
-    let place = match places.enter(uid) {
-        Ok(place) => place,
-        Err(refusal) => return connection.refuse(&refusal),
-    };
-    let us = Arc::clone(us);
-    let conversation = move || {
-        let _place = place;
-        converse(connection, &us);
-    };
-    thread::Builder::new().name("client".into()).spawn(conversation).map(drop).map_err(|e| Refusal::io("a thread for a client", e))
+    match places.enter(uid) {
+        Ok(place) => Ok(Some((connection, place))),
+        Err(refusal) => connection.refuse(&refusal).map(|()| None),
+    }
 }

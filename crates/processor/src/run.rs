@@ -15,11 +15,11 @@ use chipbound_wire::{Code, Refusal, Result};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Verifies and opens the package, attaches to the client, tells it to exec, and makes it the program. From
@@ -146,27 +146,40 @@ fn check_namespaces(peer: Peer, us: &Processor) -> Result<()> {
     if us.config.namespaces == Namespaces::AnyForOwnUser && own_user {
         return Ok(());
     }
-    for namespace in ["user", "mnt"] {
-        let of = |process: &str| std::fs::metadata(format!("/proc/{process}/ns/{namespace}")).map(|m| (m.dev(), m.ino()));
-        let theirs = of(&peer.pid.as_raw_nonzero().to_string()).map_err(|e| match e.kind() {
+    let ours = OUR_NAMESPACES.get_or_init(|| NAMESPACES.map(|namespace| inode_of("self", namespace).ok()));
+    let client = peer.pid.as_raw_nonzero().to_string();
+    for (namespace, ours) in NAMESPACES.into_iter().zip(ours) {
+        let theirs = inode_of(&client, namespace).map_err(|e| match e.kind() {
             // The kernel lets only those look who may trace.
             io::ErrorKind::PermissionDenied => {
                 Refusal::new(Code::TraceRefused, "the processor may not look at processes of this user: it lacks CAP_SYS_PTRACE").because(e)
             }
             _ => Refusal::io("the client's namespaces", e),
         })?;
-        let ours = of("self").map_err(|e| Refusal::io("the processor's namespaces", e))?;
-        if theirs != ours {
+        if Some(theirs) != *ours {
             return Err(Refusal::new(Code::ForeignNamespace, format!("the client is in another {namespace} namespace than the processor")));
         }
     }
     Ok(())
 }
 
+/// What paths and users depend on.
+const NAMESPACES: [&str; 2] = ["user", "mnt"];
+/// Device and inode of this process's own, which it never leaves.
+static OUR_NAMESPACES: OnceLock<[Option<(u64, u64)>; 2]> = OnceLock::new();
+
+fn inode_of(process: &str, namespace: &str) -> io::Result<(u64, u64)> {
+    std::fs::metadata(format!("/proc/{process}/ns/{namespace}")).map(|m| (m.dev(), m.ino()))
+}
+
+/// How much of a process's status is read, bytes: at once, and far beyond the line that counts.
+const MAX_STATUS: usize = 1024;
+
 /// The process that is traced now belongs to the user who connected.
 fn check_peer(peer: Peer) -> Result<()> {
-    let status =
-        std::fs::read_to_string(format!("/proc/{}/status", peer.pid.as_raw_nonzero())).map_err(|e| Refusal::io("the client", e))?;
+    let mut status = [0; MAX_STATUS];
+    let read = File::open(format!("/proc/{}/status", peer.pid.as_raw_nonzero())).and_then(|mut file| file.read(&mut status));
+    let status = String::from_utf8_lossy(&status[..read.map_err(|e| Refusal::io("the client", e))?]);
     let effective = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1)?.parse::<u32>().ok());
     if effective != Some(peer.uid) {
         return Err(Refusal::new(Code::ProcessMismatch, "the client is not the process that connected any more"));
