@@ -105,11 +105,11 @@ impl Program {
     }
 }
 
-fn unsupported(what: &str) -> LoadError {
+pub(crate) fn unsupported(what: &str) -> LoadError {
     LoadError::Unsupported(what.into())
 }
 
-fn file_header(len: u64, read: &ReadAt<'_>) -> Result<FileHeader64<LE>, LoadError> {
+pub(crate) fn file_header(len: u64, read: &ReadAt<'_>) -> Result<FileHeader64<LE>, LoadError> {
     let mut bytes = [0; size_of::<FileHeader64<LE>>()];
     if len < bytes.len() as u64 {
         return Err(unsupported("it is shorter than an ELF header"));
@@ -129,7 +129,7 @@ fn file_header(len: u64, read: &ReadAt<'_>) -> Result<FileHeader64<LE>, LoadErro
     Ok(*header)
 }
 
-fn program_headers(header: &FileHeader64<LE>, len: u64, read: &ReadAt<'_>) -> Result<Vec<ProgramHeader64<LE>>, LoadError> {
+pub(crate) fn program_headers(header: &FileHeader64<LE>, len: u64, read: &ReadAt<'_>) -> Result<Vec<ProgramHeader64<LE>>, LoadError> {
     let count = header.e_phnum.get(LE);
     let size = size_of::<ProgramHeader64<LE>>();
     if count == 0 || count > MAX_PROGRAM_HEADERS || usize::from(header.e_phentsize.get(LE)) != size {
@@ -179,7 +179,7 @@ fn check_order(segments: &[Segment]) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn interpreter(header: &ProgramHeader64<LE>, len: u64, read: &ReadAt<'_>) -> Result<PathBuf, LoadError> {
+pub(crate) fn interpreter(header: &ProgramHeader64<LE>, len: u64, read: &ReadAt<'_>) -> Result<PathBuf, LoadError> {
     let (offset, size) = (header.p_offset.get(LE), header.p_filesz.get(LE));
     if !(2..=MAX_INTERPRETER).contains(&size) || offset.checked_add(size).is_none_or(|end| end > len) {
         return Err(unsupported("the path of its interpreter lies outside the file"));

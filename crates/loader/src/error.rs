@@ -27,6 +27,9 @@ pub enum LoadError {
     /// The process at the exec stop is not the program that was verified; what differs.
     #[error("the process is not the verified program: {0}")]
     ProcessMismatch(String),
+    /// Somebody else than the administrator could put code of his own into the program: which file or folder, and why.
+    #[error("a library of this program could be anybody's: {0}")]
+    ForeignLibrary(String),
     /// The program would run with privileges that its caller does not have.
     #[error("set-user-id and set-group-id programs are not started")]
     Privileged,

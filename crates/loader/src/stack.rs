@@ -5,9 +5,13 @@ use crate::error::LoadError;
 use crate::inject::Memory;
 use crate::layout::mismatch;
 
-/// Beginnings of the environment variables that bring code of their owner's choice into a program: `LD_PRELOAD`, `LD_AUDIT`,
-/// `LD_LIBRARY_PATH` and their kin, and what makes glibc load conversion modules or change its allocator.
-pub const LOADER_VARIABLES: &[&str] = &["LD_", "GLIBC_TUNABLES=", "GCONV_PATH="];
+/// Beginnings of the environment variables by which their owner changes what code runs in a program, or what its C library takes for
+/// its own data without a check: all that the dynamic linkers of glibc and musl read begins with `LD_`; tunables; conversion modules
+/// (code); locales and message catalogues (tables of offsets, formats of printf); the log of allocations (addresses).
+///
+/// Those of glibc's `unsecvars.h` that are left (`TMPDIR`, `TZDIR`, `HOSTALIASES`, `LOCALDOMAIN`, `RES_OPTIONS`, `RESOLV_HOST_CONF`, `NIS_PATH`,
+/// `GETCONF_DIR`) name files and options that are read as anybody's.
+pub const LOADER_VARIABLES: &[&str] = &["LD_", "GLIBC_TUNABLES=", "GCONV_PATH=", "LOCPATH=", "MUSL_LOCPATH=", "NLSPATH=", "MALLOC_TRACE="];
 
 /// How far arguments, environment and auxiliary vector can reach, bytes: `ARG_MAX` is at most 6 MiB.
 const MAX_STACK: u64 = 8 << 20;

@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod data;
 pub mod enrolling;
 pub mod intake;
+mod libraries;
 pub mod line;
 pub mod open;
 pub mod processor;

@@ -8,7 +8,7 @@ use crate::data::files::Files;
 use crate::data::kernel::Mounted;
 use crate::spool::Spool;
 use crate::vault::{Enrolment, Vault};
-use chipbound_loader::Image;
+use chipbound_loader::{Image, Libraries};
 use chipbound_session::tls::{DefaultTimeProvider, Identity, ProcessorConfig, processor_config};
 use chipbound_trusted_core::Step;
 use chipbound_wire::certificate::Role;
@@ -45,8 +45,10 @@ pub struct Program {
     pub program: ProgramId,
     /// Its sequence number.
     pub sequence: u64,
-    /// What happens to loader variables.
+    /// What happens to loader variables, and whose libraries may be loaded.
     pub loader_variables: LoaderVariables,
+    /// What its dynamic linker will load.
+    pub libraries: Libraries,
 }
 
 impl Opened for Program {

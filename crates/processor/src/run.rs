@@ -5,8 +5,9 @@ use crate::config::Namespaces;
 use crate::confine::{self, Work};
 use crate::connection::{Connection, Peer};
 use crate::data::{self, Ready};
+use crate::libraries::Checked;
 use crate::processor::{Processor, Program};
-use chipbound_loader::{AtExec, Identity, Image, LoadError, NOT_STARTED, PageSource, Tracer};
+use chipbound_loader::{AtExec, Identity, Image, Libraries, LoadError, NOT_STARTED, PageSource, Tracer};
 use chipbound_sealing::{PackageReader, ReadAt};
 use chipbound_trusted_core::{OpenedPackage, open_package};
 use chipbound_wire::control::Response;
@@ -49,8 +50,9 @@ pub fn run(
     check_peer(peer)?; // The pid is held by the trace from here on; it is still the client's.
     connection.send(&Response::Ready, None)?;
     confine::thread(Work::Start)?; // Only now: the client is on its way to its exec meanwhile.
+    let libraries = Checked::new(peer, &package, &program);
     let mut stopped = tracer.await_exec(Duration::from_secs(us.config.limits.start_seconds)).map_err(refusal_of)?;
-    if let Err(refusal) = prepare(&mut stopped, &identity, &program, &data) {
+    if let Err(refusal) = prepare(&mut stopped, &identity, (&program, &libraries), &data) {
         let _ = stopped.refuse(&format!("chipbound: {refusal}\n"), NOT_STARTED); // Where that fails, it was killed.
         return Err(refusal);
     }
@@ -60,14 +62,17 @@ pub fn run(
     Ok(())
 }
 
-/// At the exec stop: the file that the kernel started is the one that was verified, and loader variables are as the vendor wants them.
-fn prepare(stopped: &mut AtExec, verified: &Identity, program: &Program, data: &[(u32, Ready)]) -> Result<()> {
+/// At the exec stop: the file that the kernel started is the one that was verified, loader variables and libraries are as the vendor
+/// wants them, and the data are given.
+fn prepare(stopped: &mut AtExec, verified: &Identity, opened: (&Program, &Checked), data: &[(u32, Ready)]) -> Result<()> {
+    let (program, libraries) = opened;
     if stopped.exe_identity().map_err(refusal_of)? != *verified {
         return Err(Refusal::new(Code::ProcessMismatch, "the file that was started is not the package that was verified"));
     }
     if program.loader_variables == LoaderVariables::Forbid {
         stopped.drop_loader_variables().map_err(refusal_of)?;
     }
+    libraries.hold_for(stopped, program)?;
     for (number, ready) in data {
         stopped.give(ready.given(*number)?);
     }
@@ -91,12 +96,14 @@ fn open_program(package: &File, identity: &Identity, us: &Processor) -> Result<A
     };
     let open = |opened: OpenedPackage<&File>| {
         let image = Image::build(&Plaintext(&opened.plaintext)).map_err(refusal_of)?;
+        let libraries = Libraries::of(&Plaintext(&opened.plaintext)).map_err(refusal_of)?;
         tracing::info!(program = %opened.manifest.program, bytes = image.memory(), "opened");
         Ok(Program {
             image,
             program: opened.manifest.program.clone(),
             sequence: opened.manifest.sequence,
             loader_variables: opened.manifest.loader_variables,
+            libraries,
         })
     };
     let program = us.programs.get(identity, verify, open)?;
@@ -188,7 +195,7 @@ fn check_peer(peer: Peer) -> Result<()> {
 }
 
 /// The code of what went wrong in the loader.
-fn refusal_of(error: LoadError) -> Refusal {
+pub(crate) fn refusal_of(error: LoadError) -> Refusal {
     use std::error::Error;
     let code = match &error {
         LoadError::Unsupported(_) | LoadError::Privileged => Code::UnsupportedProgram,
@@ -196,6 +203,7 @@ fn refusal_of(error: LoadError) -> Refusal {
         LoadError::TraceRefused(_) => Code::TraceRefused,
         LoadError::TimedOut => Code::TimedOut,
         LoadError::ProcessMismatch(_) => Code::ProcessMismatch,
+        LoadError::ForeignLibrary(_) => Code::ForeignLibrary,
         _ => Code::StartFailed,
     };
     let mut detail = error.to_string();

@@ -1,10 +1,12 @@
 /* What a customer can try against a process of his own uid. The marker is in no argument: it is recognised by its first bytes.
  *   attacker try PID ADDRESS            prints the name of every way that got at the process
  *   attacker race WAY ROUNDS ADDRESS COMMAND...   starts COMMAND so often, races against each start, and prints what came of it
- * Ways of racing: memory (mem, process_vm_readv), trace (ptrace), socket (duplicates of the client's sockets, connections to
+ * Ways of racing: memory (mem, process_vm_readv), trace (ptrace), asked (a child that asks to be traced), socket (duplicates of the client's sockets, connections to
  * every abstract name). */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <linux/perf_event.h>
+#include <signal.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,14 +61,27 @@ static int received(int socket) {
 
 static void try_all(pid_t pid) {
     char path[64];
-    const char *files[] = {"mem", "maps", "environ", "auxv", "exe", "fd/0", "pagemap", "syscall", "stack"};
+    const char *files[] = {"mem", "maps", "environ", "auxv", "exe", "fd/0", "pagemap", "syscall", "stack", "smaps", "numa_maps",
+                           "map_files", "fd", "cwd", "root", "io", "personality", "clear_refs"};
     for (unsigned n = 0; n < sizeof files / sizeof *files; n++) {
-        snprintf(path, sizeof path, "/proc/%d/%s", pid, files[n]);
-        int fd = open(path, O_RDONLY | O_NONBLOCK);
-        if (fd >= 0) puts(files[n]);
-        if (fd >= 0 && !n && from_file(fd)) puts("the code, from mem");
+        for (int task = 0; task < 2; task++) {
+            char name[64];
+            if (task) snprintf(name, sizeof name, "task/%d/%s", pid, files[n]);
+            else snprintf(name, sizeof name, "%s", files[n]);
+            snprintf(path, sizeof path, "/proc/%d/%s", pid, name);
+            int fd = open(path, (strcmp(files[n], "clear_refs") ? O_RDONLY : O_WRONLY) | O_NONBLOCK);
+            if (fd >= 0) puts(name);
+            if (fd >= 0 && !n && from_file(fd)) puts("the code, from mem");
+            if (!n && (fd = open(path, O_WRONLY)) >= 0) puts("mem, for writing");
+        }
     }
+    struct perf_event_attr sample = {.type = PERF_TYPE_SOFTWARE, .size = sizeof sample, .config = PERF_COUNT_SW_TASK_CLOCK};
+    sample.exclude_kernel = sample.exclude_hv = 1;
+    if (syscall(SYS_perf_event_open, &sample, pid, -1, -1, 0) >= 0) puts("perf");
     if (from_memory(pid)) puts("the code, by process_vm_readv");
+    char zeros[8] = {0};
+    struct iovec here = {zeros, 1}, there = {(void *)(address & ~4095ul), 1};
+    if (process_vm_writev(pid, &here, 1, &there, 1, 0) >= 0 || errno != EPERM) puts("process_vm_writev");
     int pidfd = syscall(SYS_pidfd_open, pid, 0);
     if (syscall(SYS_pidfd_getfd, pidfd, 0, 0) >= 0) puts("pidfd_getfd");
     if (!ptrace(PTRACE_SEIZE, pid, 0, 0)) {
@@ -76,6 +91,21 @@ static void try_all(pid_t pid) {
         if (from_trace(pid)) puts("the code, by ptrace");
         ptrace(PTRACE_DETACH, pid, 0, 0);
     }
+    if (!ptrace(PTRACE_ATTACH, pid, 0, 0)) {
+        puts("ptrace, the old way");
+        waitpid(pid, NULL, __WALL);
+        ptrace(PTRACE_DETACH, pid, 0, 0);
+    }
+}
+
+/* A child that asked to be traced: at each of its stops its memory is looked at. */
+static int race_asked(pid_t pid, int *status) {
+    if (waitpid(pid, status, __WALL) == pid && !WIFSTOPPED(*status)) return 1;
+    traced++;
+    leaked += from_trace(pid) + from_memory(pid);
+    int signal = WSTOPSIG(*status) == SIGTRAP ? 0 : WSTOPSIG(*status);
+    ptrace(PTRACE_SYSCALL, pid, 0, signal);
+    return 0;
 }
 
 static void race_memory(pid_t pid, int *kept, int *count) {
@@ -154,12 +184,17 @@ int main(int argc, char **argv) {
         pid_t pid = fork();
         if (!pid) {
             personality(ADDR_NO_RANDOMIZE);
+            if (!strcmp(argv[2], "asked")) ptrace(PTRACE_TRACEME, 0, 0, 0);
             execv(argv[5], argv + 5);
             _exit(99);
         }
         int kept[64], count = 0, status;
-        usleep(round * 37 % 20000); /* Each round begins at another moment of the start. */
+        usleep(round * 37 % 6000); /* Each round begins at another moment of the start. */
         for (;;) {
+            if (!strcmp(argv[2], "asked")) {
+                if (race_asked(pid, &status)) break;
+                continue;
+            }
             pid_t ended = waitpid(pid, &status, WNOHANG);
             if (ended == pid && (WIFEXITED(status) || WIFSIGNALED(status))) break;
             if (!strcmp(argv[2], "memory")) race_memory(pid, kept, &count);

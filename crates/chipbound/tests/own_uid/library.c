@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+const char *help(void) { return "the customer's"; }
+
 unsigned int la_version(unsigned int version) { return version; }
 
 __attribute__((constructor)) static void dump(void) {

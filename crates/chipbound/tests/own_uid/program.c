@@ -1,6 +1,7 @@
 /* The program that is sold: 64 bytes of its code are a marker that its customer must never see. At a fixed address, so that an
  * attacker knows where to look. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -11,6 +12,9 @@ int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     if (!strcmp(what, "address"))
         printf("%lx\n", (unsigned long)marker);
+    else if (!strcmp(what, "variables"))
+        for (int n = 2; n < argc; n++)
+            getenv(argv[n]) && puts(argv[n]);
     else if (!strcmp(what, "crash"))
         *(volatile int *)0 = 1;
     else {

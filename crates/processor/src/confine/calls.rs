@@ -143,15 +143,13 @@ const CALLS: &[Call] = &[
     (libc::SYS_fstat, Always, "what a descriptor is"),
     (libc::SYS_newfstatat, Always, "what a file is"),
     (libc::SYS_statx, Always, "what a file is"),
+    (libc::SYS_statfs, Always, "whose file system a library lies in"),
     (libc::SYS_fstatfs, Always, "what the C library looks at in /proc and /sys"),
     (libc::SYS_openat, Always, "configuration, state, spool"),
     (libc::SYS_faccessat2, Always, "whether a file is there"),
     (libc::SYS_readlinkat, Always, "symbolic links on the way to packages and libraries"),
     (libc::SYS_getdents64, Always, "what a crash left in the spool; library folders"),
     (libc::SYS_getcwd, Always, "relative paths of the configuration"),
-    (libc::SYS_fgetxattr, Always, "access lists of libraries"),
-    (libc::SYS_getxattr, Always, "access lists of libraries"),
-    (libc::SYS_lgetxattr, Always, "access lists of libraries"),
     // Files of our own.
     (libc::SYS_unlinkat, Always, "deliveries that are over, the socket"),
     (libc::SYS_renameat, Always, "files that appear whole"),
@@ -325,6 +323,8 @@ const OLD_NEVER: &[Call] = &[];
 /// Calls that newer machines do not have.
 #[cfg(target_arch = "x86_64")]
 const OLD_CALLS: &[Call] = &[
+    (libc::SYS_stat, Always, "what a file is"),
+    (libc::SYS_lstat, Always, "what a file is"),
     (libc::SYS_open, Always, "configuration, state, spool"),
     (libc::SYS_access, Always, "the C library's own files"),
     (libc::SYS_readlink, Always, "symbolic links on the way to packages and libraries"),

@@ -2,7 +2,7 @@
 
 use crate::world::{World, now};
 use chipbound_authority::issuing::{Validity, Withdrawn};
-use chipbound_loader::{Identity, Image, PageSource};
+use chipbound_loader::{Identity, Image, Libraries, PageSource};
 use chipbound_processor::processor::Program;
 use chipbound_wire::suite::LoaderVariables;
 use chipbound_wire::{Digest, KeyId, ProgramId, Time};
@@ -28,8 +28,9 @@ fn opens(world: &World) -> bool {
     let open = |()| {
         opened = true;
         let program = ProgramId::new(&KeyId([1; 32]), "echo").expect("a good name");
-        let image = Image::build(&Plain(file)).expect("an image");
-        Ok(Program { image, program, sequence: 1, loader_variables: LoaderVariables::Forbid })
+        let source = Plain(file);
+        let (image, libraries) = (Image::build(&source).expect("an image"), Libraries::of(&source).expect("its libraries"));
+        Ok(Program { image, program, sequence: 1, loader_variables: LoaderVariables::Forbid, libraries })
     };
     world.us.programs.get(&identity, || Ok((Digest([1; 32]), ())), open).expect("opened");
     opened

@@ -1,0 +1,2 @@
+/* The library that helper.c needs. */
+const char *second(void) { return "the vendor's"; }
