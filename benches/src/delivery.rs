@@ -56,7 +56,7 @@ const CURL: usize = OURS.len();
 const CURL_UNSYNCED: usize = CURL + 1;
 const ROWS: usize = CURL_UNSYNCED + 1;
 /// The order within a round, counted on by one in the next: in six rounds each way takes each place and follows each other way once
-/// (a Williams design), because what ran before decides how much of its memory a virtual machine still has.
+/// (a Williams design), because fresh memory costs more or less by what ran before.
 const PLACES: [usize; ROWS] = [0, 1, 5, 2, 4, 3];
 
 /// Measures and prints.
