@@ -4,6 +4,7 @@ use crate::list::Program;
 use object::LittleEndian as LE;
 use object::elf::{DT_FLAGS, DT_TEXTREL, ET_DYN, FileHeader64, PF_X, PT_DYNAMIC, PT_INTERP, PT_LOAD, PT_TLS};
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
+use std::path::Path;
 
 /// The flag of DT_FLAGS for text relocations.
 const DF_TEXTREL: u64 = 4;
@@ -12,6 +13,13 @@ const DF_TEXTREL: u64 = 4;
 pub(crate) fn of(program: &Program) -> String {
     let bytes = program.file().ok().and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
     describe(&bytes).unwrap_or_else(|| "?".to_owned())
+}
+
+/// The interpreter that a program's file names, if it is one and names one.
+pub(crate) fn interpreter(path: &Path) -> Option<Vec<u8>> {
+    let bytes = std::fs::read(path).ok()?;
+    let segments = FileHeader64::<LE>::parse(&*bytes).ok()?.program_headers(LE, &*bytes).ok()?;
+    segments.iter().find_map(|s| s.interpreter(LE, &*bytes).ok().flatten()).map(<[u8]>::to_vec)
 }
 
 fn describe(bytes: &[u8]) -> Option<String> {

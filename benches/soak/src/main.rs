@@ -47,10 +47,16 @@ struct Options {
     /// Seconds that one run of one program may take
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// A word more for each `chipbound run`, once for each, such as --run-option=--mapping --run-option=anonymous
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    run_option: Vec<String>,
+    /// A word more for each `chipbound publish`, once for each
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    publish_option: Vec<String>,
     /// The list of programs
     #[arg(long, value_name = "FILE", default_value = "benches/soak/corpus.toml")]
     list: PathBuf,
-    /// Where the table of results is written; with --only it is not
+    /// Where the table of results is written; with --only and words more it is not
     #[arg(long, value_name = "FILE", default_value = "docs/compatibility.md")]
     document: PathBuf,
     /// The command that starts programs [default: chipbound beside this program]
@@ -86,7 +92,7 @@ fn corpus(options: &Options) -> Outcome<bool> {
     let chipbound = options.chipbound.clone().map_or_else(beside, Ok)?.canonicalize()?;
     let folder = tempfile::Builder::new().prefix("chipbound-soak-").tempdir()?;
     end_on_signals()?;
-    let shop = shop::Shop::open(&chipbound, folder.path())?;
+    let shop = shop::Shop::open(&chipbound, folder.path(), &options.run_option, &options.publish_option)?;
     let (next, reports) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..options.parallel.max(1) {
@@ -105,7 +111,8 @@ fn corpus(options: &Options) -> Outcome<bool> {
     });
     let mut reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
     reports.sort_by(|a, b| (&a.program.package, &a.program.name).cmp(&(&b.program.package, &b.program.name)));
-    if options.only.is_empty() && reports.len() == programs.len() {
+    let as_always = [&options.only, &options.run_option, &options.publish_option].iter().all(|words| words.is_empty());
+    if as_always && reports.len() == programs.len() {
         std::fs::write(&options.document, table::document(&reports))?;
     }
     println!("{}", outcome::count(&reports));

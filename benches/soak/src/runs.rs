@@ -1,5 +1,6 @@
 //! Runs one program plain and protected, and compares.
 
+use crate::kind;
 use crate::list::{Call, List, PATH, Program};
 use crate::outcome::Verdict;
 use crate::shop::Shop;
@@ -95,11 +96,20 @@ impl<'a> Place<'a> {
         if let Err(error) = shop.buy(&self.original, &name, &self.path) {
             return Ok(Verdict::Unequal { difference: error.to_string() });
         }
-        let protected = self.program.calls.iter().map(|call| self.run(shop.run(&self.path), call)).collect::<Outcome<Vec<_>>>()?;
-        Ok(match self.difference(&first, &protected) {
-            None => Verdict::Equal,
-            Some(difference) => Verdict::Unequal { difference: cut(&difference) },
-        })
+        let protected = |command: &dyn Fn() -> Command| -> Outcome<Option<String>> {
+            let seen = self.program.calls.iter().map(|call| self.run(command(), call)).collect::<Outcome<Vec<_>>>()?;
+            Ok(self.difference(&first, &seen))
+        };
+        if let Some(difference) = protected(&|| shop.run(&self.path))? {
+            return Ok(Verdict::Unequal { difference: cut(&difference) });
+        }
+        // A package that was placed for it is started by its plain name as well.
+        if kind::interpreter(&self.path) != kind::interpreter(&self.original)
+            && let Some(difference) = protected(&|| Command::new(&self.path))?
+        {
+            return Ok(Verdict::Unequal { difference: cut(&format!("started directly: {difference}")) });
+        }
+        Ok(Verdict::Equal)
     }
 
     /// The first difference between two series of runs.

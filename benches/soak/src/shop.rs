@@ -16,11 +16,13 @@ pub(crate) struct Shop {
     chipbound: PathBuf,
     pub(crate) folder: PathBuf,
     world: World,
+    run_options: Vec<String>,
+    publish_options: Vec<String>,
 }
 
 impl Shop {
-    /// Sets everything up in `folder` with the command at `chipbound`.
-    pub(crate) fn open(chipbound: &Path, folder: &Path) -> Outcome<Self> {
+    /// Sets everything up in `folder` with the command at `chipbound`; what is put into each of its `run` and `publish` more.
+    pub(crate) fn open(chipbound: &Path, folder: &Path, run: &[String], publish: &[String]) -> Outcome<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let world = runtime.block_on(async {
             let world = World::start(chipbound, folder, 1, "").await?;
@@ -33,13 +35,19 @@ impl Shop {
             world.chipbound(&arguments, &[&world.path("home-vendor")]).await?;
             Ok::<_, chipbound_wire::Refusal>(world)
         })?;
-        Ok(Self { chipbound: chipbound.to_owned(), folder: folder.to_owned(), world })
+        Ok(Self {
+            chipbound: chipbound.to_owned(),
+            folder: folder.to_owned(),
+            world,
+            run_options: run.to_owned(),
+            publish_options: publish.to_owned(),
+        })
     }
 
     /// Publishes `file` as `name` and buys it to `to`.
     pub(crate) fn buy(&self, file: &Path, name: &str, to: &Path) -> Outcome<()> {
         let mut publish = self.command("vendor", &["publish", "--name", name, "--version", "1", "--price", PRICE, "--class", "software"]);
-        good("publish", &publish.arg(file).output()?)?;
+        good("publish", &publish.args(&self.publish_options).arg(file).output()?)?;
         good("buy", &self.command("customer", &["buy", name, "--output"]).arg(to).output()?)
     }
 
@@ -53,7 +61,7 @@ impl Shop {
     /// The command that starts a package, its environment still to be set.
     pub(crate) fn run(&self, package: &Path) -> Command {
         let mut command = Command::new(&self.chipbound);
-        command.arg("run").arg("--processor").arg(&self.world.sockets[0]).arg(package);
+        command.arg("run").arg("--processor").arg(&self.world.sockets[0]).args(&self.run_options).arg(package);
         command
     }
 }
