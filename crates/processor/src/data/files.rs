@@ -11,8 +11,8 @@ use chipbound_sealing::{DataReader, ReadAt};
 use chipbound_wire::random::fresh;
 use chipbound_wire::{Code, ProgramId, Refusal, Result, SystemRandom};
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData,
-    ReplyEntry, ReplyOpen, Request, Session, SessionACL,
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, Notifier, OpenFlags, ReplyAttr,
+    ReplyData, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
 };
 use rustix::io::fcntl_dupfd_cloexec;
 use std::collections::HashMap;
@@ -33,7 +33,7 @@ const THREADS: usize = 4;
 const MAX_READ: u64 = 1 << 20;
 /// How long the kernel may believe what a file is: it never changes.
 const UNCHANGED: Duration = Duration::from_secs(24 * 3600);
-/// How long it may believe a name: not at all, so that it forgets the file with its last descriptor.
+/// How long it may believe a name: not at all.
 const NO_TIME: Duration = Duration::ZERO;
 
 /// Data that programs read.
@@ -75,6 +75,7 @@ impl Served {
 #[derive(Debug)]
 pub struct Files {
     root: OwnedFd,
+    notifier: Notifier,
     table: Arc<Table>,
 }
 
@@ -95,6 +96,7 @@ struct Inner {
 pub struct Announced {
     name: String,
     root: OwnedFd,
+    notifier: Notifier,
     table: Arc<Table>,
 }
 
@@ -107,6 +109,7 @@ impl Files {
         config.acl = SessionACL::All;
         config.n_threads = Some(thread::available_parallelism().map_or(1, usize::from).min(THREADS));
         let session = Session::from_fd(Answers(Arc::clone(&table)), mounted.device, SessionACL::All, config).map_err(failed)?;
+        let notifier = session.notifier();
         let serve = move || {
             let confined = confine::thread(Work::Data).map_err(std::io::Error::other);
             if let Err(error) = confined.and_then(|()| session.run()) {
@@ -114,7 +117,7 @@ impl Files {
             }
         };
         thread::Builder::new().name("data".into()).spawn(serve).map_err(failed)?;
-        Ok(Self { root: mounted.root, table })
+        Ok(Self { root: mounted.root, notifier, table })
     }
 
     /// The data of the package with this identity, if a program reads it now: then both share what the kernel keeps of it. Else it is
@@ -139,7 +142,7 @@ impl Files {
             name
         });
         self.table.lock().names.insert(name.clone(), Arc::clone(served));
-        Ok(Announced { name, root, table: Arc::clone(&self.table) })
+        Ok(Announced { name, root, notifier: self.notifier.clone(), table: Arc::clone(&self.table) })
     }
 }
 
@@ -158,7 +161,12 @@ impl Announced {
 
 impl Drop for Announced {
     fn drop(&mut self) {
-        self.table.lock().names.remove(&self.name);
+        let looked_up = self.table.lock().names.remove(&self.name).is_none();
+        if looked_up {
+            // The kernel would keep the name, and with it the file, until it is short of memory. Without it the file goes with its
+            // last descriptor. Where it has none any more, there is nothing to tell.
+            let _ = self.notifier.inval_entry(INodeNo::ROOT, OsStr::new(&self.name));
+        }
     }
 }
 

@@ -20,6 +20,14 @@ impl PageSource for Plain {
     }
 }
 
+/// `/bin/echo` as a program of that name.
+pub(crate) fn echo(program: ProgramId) -> Program {
+    let file = File::open("/bin/echo").expect("a program of every Debian");
+    let source = Plain(file);
+    let (image, libraries) = (Image::build(&source).expect("an image"), Libraries::of(&source).expect("its libraries"));
+    Program { image, program, sequence: 1, loader_variables: LoaderVariables::Forbid, libraries }
+}
+
 /// Whether a program had to be opened.
 fn opens(world: &World) -> bool {
     let file = File::open("/bin/echo").expect("a program of every Debian");
@@ -27,10 +35,7 @@ fn opens(world: &World) -> bool {
     let mut opened = false;
     let open = |()| {
         opened = true;
-        let program = ProgramId::new(&KeyId([1; 32]), "echo").expect("a good name");
-        let source = Plain(file);
-        let (image, libraries) = (Image::build(&source).expect("an image"), Libraries::of(&source).expect("its libraries"));
-        Ok(Program { image, program, sequence: 1, loader_variables: LoaderVariables::Forbid, libraries })
+        Ok(echo(ProgramId::new(&KeyId([1; 32]), "echo").expect("a good name")))
     };
     world.us.programs.get(&identity, || Ok((Digest([1; 32]), ())), open).expect("opened");
     opened

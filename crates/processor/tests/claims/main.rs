@@ -5,6 +5,7 @@ mod confining;
 mod daemon;
 mod deliveries;
 mod enrolling;
+mod giving;
 mod kept;
 mod packages;
 mod world;

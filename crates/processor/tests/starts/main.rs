@@ -40,6 +40,7 @@ tests! {
     cached::what_the_operator_has_forgotten_is_opened_anew,
     cached::a_build_that_a_later_manifest_withdraws_is_dropped_at_once_and_runs_on_where_it_runs,
     user_of_its_own::a_processor_with_its_own_user_serves_others_and_keeps_from_them_what_they_run,
+    user_of_its_own::another_users_program_has_its_data_and_that_user_has_it_not,
     user_of_its_own::a_duplicate_of_the_clients_socket_gets_no_page_and_no_descriptor,
     user_of_its_own::without_cap_sys_ptrace_another_users_start_is_refused_by_name,
 }

@@ -1,11 +1,13 @@
 //! The client's side of a start, and how tests call it.
 
 use crate::client::{Client, bytes};
+use chipbound_wire::bounded::List;
 use chipbound_wire::control::{Request, Response};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::process::{PTracer, set_ptracer};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Output, Stdio};
@@ -36,14 +38,24 @@ pub(crate) fn client(arguments: &[String]) -> ExitCode {
     let _ = set_ptracer(PTracer::ProcessID(daemon)); // Only kernels with Yama know it.
     let file = File::open(package).ok();
     let descriptors: Vec<_> = file.iter().map(AsFd::as_fd).collect();
-    client.ask(&Request::Run { path: bytes(package.as_bytes()), with: None }, &descriptors);
+    // Data that the program is to find, its path in the variable DATA.
+    let data = std::env::var_os(DATA).map(|data| {
+        let place = fcntl_dupfd_cloexec(File::open("/dev/null").expect("a file"), 10).expect("a place");
+        fcntl_setfd(&place, FdFlags::empty()).expect("open over the exec");
+        (File::open(data).expect("the data"), place)
+    });
+    let descriptors = descriptors.into_iter().chain(data.iter().map(|(data, _)| data.as_fd())).collect::<Vec<_>>();
+    let numbers: Vec<u32> = data.iter().map(|(_, place)| place.as_raw_fd().cast_unsigned()).collect();
+    let variable = numbers.iter().map(|number| (DATA, format!("/proc/self/fd/{number}"))).collect::<Vec<_>>();
+    let with = (!numbers.is_empty()).then(|| List::new(numbers).expect("few"));
+    client.ask(&Request::Run { path: bytes(package.as_bytes()), with }, &descriptors);
     match client.answer() {
         Ok(Response::Ready) => {
             match linger.as_str() {
                 "spy" => drop(spy_on(&client)),
                 seconds => std::thread::sleep(Duration::from_secs(seconds.parse().expect("seconds"))),
             }
-            let error = Command::new(executed).args(arguments).exec();
+            let error = Command::new(executed).args(arguments).envs(variable).exec();
             eprintln!("{executed}: {error}");
         }
         Ok(other) => eprintln!("{other:?}"),
@@ -51,6 +63,9 @@ pub(crate) fn client(arguments: &[String]) -> ExitCode {
     }
     ExitCode::from(126)
 }
+
+/// Names a package of data to the client, and the data to the program.
+pub(crate) const DATA: &str = "DATA";
 
 /// A client process that will start `package` through `socket`.
 pub(crate) fn starter(socket: &Path, package: &Path, arguments: &[&str]) -> Command {

@@ -2,7 +2,7 @@
 
 use crate::client::{Client, Daemon, code, until};
 use crate::own_user::package;
-use crate::starting::{output, starter_of};
+use crate::starting::{DATA, output, starter_of};
 use crate::world::World;
 use chipbound_wire::Code;
 use chipbound_wire::bounded::Text;
@@ -91,6 +91,38 @@ pub(crate) fn a_processor_with_its_own_user_serves_others_and_keeps_from_them_wh
     enrolling_and_forgetting_are_forbidden_to(&daemon);
     until("both starts are in the log", || daemon.log().matches("started").count() >= 2);
     assert!(daemon.stop().success());
+}
+
+/// Data opened in memory, by a processor that may not mount, and data served as it is read, by root's.
+pub(crate) fn another_users_program_has_its_data_and_that_user_has_it_not() {
+    let Some((world, package, client)) = set_up("another_users_program_has_its_data") else { return };
+    let (home, data) = (world.folder.path().join("processor"), world.folder.path().join("data"));
+    let lines = "the first line\n".to_owned() + &"and others\n".repeat(20_000);
+    fs::write(&data, world.package(&world.ship(lines.as_bytes(), |m| m.open_to_file = false))).expect("written");
+    let script = "IFS= read -r line <$DATA; echo \"$line\"; read word; exit 6";
+    for user in [PROCESSOR, 0] {
+        own(&home, user);
+        let daemon = if user == PROCESSOR { daemon(&world, "-all,+sys_ptrace") } else { Daemon::of(&world) };
+        let mut start = starter_of(&client, &daemon.socket, &package, &package, "0", &["-c", script]);
+        let mut running = as_customer(start.env(DATA, &data)).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("spawned");
+        let mut first = [0; 15];
+        running.stdout.as_mut().expect("piped").read_exact(&mut first).expect("its data");
+        assert_eq!(&first, b"the first line\n");
+        for file in ["fd/10", "fdinfo/10", "map_files"] {
+            let path = format!("/proc/{}/{file}", running.id());
+            let read = output(as_customer(Command::new("/bin/ls").args(["-lL", &path])), b"");
+            assert!(!read.status.success() && String::from_utf8_lossy(&read.stderr).contains("denied"), "{path}: {read:?}");
+        }
+        drop(running.stdin.take());
+        assert_eq!(running.wait().expect("ended").code(), Some(6));
+        // What was served is forgotten with its last descriptor.
+        if daemon.log().contains("data is served") {
+            until("the kernel forgets it", || daemon.log().contains("data is not read any more"));
+        } else {
+            assert!(daemon.log().contains("data is in memory"), "{}", daemon.log());
+        }
+        assert!(daemon.stop().success());
+    }
 }
 
 /// Connects as the customer by way of a thread of this process with the customer's user id.
