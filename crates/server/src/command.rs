@@ -102,7 +102,7 @@ fn parse<T: std::str::FromStr<Err = Refusal>>(text: &str) -> std::result::Result
 /// Does what the command says; results go to standard output, the log to standard error.
 pub fn execute(command: Command) -> Result<()> {
     process::no_core_dumps()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build();
     let runtime = runtime.map_err(|e| Refusal::io("the asynchronous runtime does not start", e))?;
     runtime.block_on(async {
         match command {
@@ -119,6 +119,12 @@ pub fn execute(command: Command) -> Result<()> {
             Command::Account(command) => account(command).await,
         }
     })
+}
+
+/// Threads for the first path: half of the processors, at least two. The books and every delivery have threads of their own, and
+/// more of these would only wake one another.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, |all| (all.get() / 2).max(2))
 }
 
 /// Does an account verb; for a command that has `account` at its top.

@@ -31,5 +31,6 @@ mod server;
 pub mod settling;
 pub mod standing;
 pub mod storage;
+mod threads;
 
 pub use server::{Clock, Parts, Server};

@@ -1,4 +1,4 @@
-//! How second paths come in: through the tunnel of the first path, or on a line of their own (source \[31\]). Each delivery is a
+//! How second paths come in: through the tunnel of the first path, or on a line of their own (source \[31\]). Each delivery has a
 //! thread; strangers cost neither a thread nor a handshake.
 
 use crate::deliver::deliver;
@@ -62,7 +62,7 @@ impl<R: Repository> Server<R> {
         role: impl FnOnce(&Self, &StoredOrder, &Handle) -> Result<()> + Send + 'static,
     ) {
         let runtime = Handle::current();
-        let thread = std::thread::Builder::new().name("delivery".to_owned()).spawn(move || {
+        let thread = self.threads.clone().run(move || {
             let _place = place;
             match role(&self, &order, &runtime) {
                 Ok(()) => tracing::info!(order = %order.order, "delivered"),

@@ -7,6 +7,7 @@ use crate::keys::SharedKeys;
 use crate::packing::Making;
 use crate::places::Places;
 use crate::storage::Repository;
+use crate::threads::Threads;
 use chipbound_host::Kek;
 use chipbound_session::tls::SharedTrust;
 use chipbound_wire::{Result, Time};
@@ -47,6 +48,8 @@ pub struct Server<R> {
     pub(crate) making: Making,
     /// Places for deliveries.
     pub(crate) places: Places,
+    /// Threads for deliveries.
+    pub(crate) threads: Threads,
     /// `host:port` of the line of its own, once it listens.
     pub(crate) line: OnceLock<String>,
 }
@@ -74,6 +77,7 @@ impl<R: Repository> Server<R> {
             passwords,
             making: Making::default(),
             places,
+            threads: Threads::default(),
             line: OnceLock::new(),
         }))
     }

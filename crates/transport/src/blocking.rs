@@ -78,8 +78,8 @@ impl BlockingTls {
         let socket = blocking(socket).map_err(|e| Refusal::io("making the connection blocking", e))?;
         connection.set_buffer_limit(None); // A write is cut to WRITE_AT_ONCE here and sent before the next is taken.
         let end = ciphertext.len();
-        let mut buffer = ciphertext;
-        buffer.resize(READ_AT_ONCE.max(end), 0);
+        let mut buffer = vec![0; READ_AT_ONCE.max(end)]; // Of the kernel's zeroes: what is never read into takes no memory.
+        buffer[..end].copy_from_slice(&ciphertext);
         Ok(Self { socket, received: Received { buffer, start: 0, end }, head, connection, failed: None, _place: place })
     }
 

@@ -144,6 +144,8 @@ pub struct Trust {
     root: CertificateDer<'static>,
     revocations: Option<CertRevocationList<'static>>,
     known: Arc<KnownSignatures>,
+    /// Those of documents, of which there are many more.
+    documents: Arc<KnownSignatures>,
 }
 
 impl std::fmt::Debug for Trust {
@@ -157,7 +159,7 @@ impl Trust {
     pub fn new(root: &[u8]) -> Result<Self> {
         let root = CertificateDer::from(root.to_vec());
         anchor(&root)?;
-        Ok(Self { root, revocations: None, known: Arc::default() })
+        Ok(Self { root, revocations: None, known: Arc::default(), documents: Arc::default() })
     }
 
     /// The same with a revocation list (DER); its age is checked whenever a certificate is, its signature once. With a list, a
@@ -168,7 +170,12 @@ impl Trust {
         }
         BorrowedCertRevocationList::from_der(list)
             .and_then(|_| OwnedCertRevocationList::from_der(list))
-            .map(|list| Self { root: self.root.clone(), revocations: Some(list.into()), known: self.known.clone() })
+            .map(|list| Self {
+                revocations: Some(list.into()),
+                root: self.root.clone(),
+                known: self.known.clone(),
+                documents: self.documents.clone(),
+            })
             .map_err(|e| Refusal::new(Code::Malformed, format!("not a revocation list: {e}")).because(e))
     }
 
@@ -197,6 +204,11 @@ impl Trust {
             .verify_for_usage(&[&*self.known], &anchors, &issuers, time, usage, revocation, None)
             .map_err(|e| chain_error(&e, role))?;
         read_profile(&leaf, role)
+    }
+
+    /// Checks the signature of a document by a certified key, each once; [`Code::SignatureInvalid`].
+    pub(crate) fn check_signature(&self, signer: &Certified, message: &[u8], signature: &[u8]) -> Result<()> {
+        self.documents.once(&signer.spki, message, signature, || crate::signature::verify(&signer.spki, message, signature))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::certificate::{Certified, Role, Trust};
 use crate::error::{Code, Refusal, Result};
 use crate::ids::{Digest, Time};
 use crate::limits::{MAX_CHAIN, MAX_DOCUMENT};
-use crate::signature::{Sign, verify};
+use crate::signature::Sign;
 use coset::cbor::value::Value;
 use coset::iana::{Algorithm, EnumI64, HeaderParameter};
 use coset::{CborSerializable, ContentType, CoseSign1, CoseSign1Builder, Header, HeaderBuilder, Label, RegisteredLabelWithPrivate};
@@ -90,7 +90,7 @@ impl<D> std::ops::Deref for Verified<D> {
 pub fn verify_document<D: Document>(bytes: &[u8], trust: &Trust, at: Time) -> Result<Verified<D>> {
     let envelope = open_envelope::<D>(bytes)?;
     let signer = trust.verify(&envelope.chain, D::ROLE, at)?;
-    envelope.check_signature(&signer)?;
+    envelope.sign1.verify_signature(EXTERNAL_AAD, |signature, message| trust.check_signature(&signer, message, signature))?;
     let document = decode(&envelope.payload)?;
     Ok(Verified { document, bytes: bytes.to_vec(), signer })
 }
@@ -105,12 +105,6 @@ struct Envelope {
     sign1: CoseSign1,
     chain: Vec<Vec<u8>>,
     payload: Vec<u8>,
-}
-
-impl Envelope {
-    fn check_signature(&self, signer: &Certified) -> Result<()> {
-        self.sign1.verify_signature(EXTERNAL_AAD, |signature, message| verify(signer.spki(), message, signature))
-    }
 }
 
 fn open_envelope<D: Document>(bytes: &[u8]) -> Result<Envelope> {

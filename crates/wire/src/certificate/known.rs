@@ -1,5 +1,6 @@
-//! Signatures on certificates and revocation lists that were found good before. The same few certificates come with every
-//! document, and whether a signature is good does not change with time; validity, revocation and role are looked at every time.
+//! Signatures that were found good before. The same few certificates come with every document, the same manifest with every
+//! delivery, an acknowledgement on both paths; and whether a signature is good does not change with time. Validity, revocation and
+//! role are looked at every time.
 
 use rustls_pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm};
 use std::collections::HashSet;
@@ -10,7 +11,7 @@ use webpki::aws_lc_rs::ECDSA_P256_SHA256;
 /// Signatures that are remembered at once, 32 bytes each; when there are more, all are forgotten.
 const MAX_KNOWN: usize = 4096;
 
-/// ECDSA with P-256 and SHA-256 that makes each verification once. Bad signatures are not remembered.
+/// Makes each verification once. Bad signatures are not remembered.
 #[derive(Default)]
 pub(super) struct KnownSignatures(Mutex<HashSet<[u8; 32]>>);
 
@@ -18,21 +19,33 @@ impl KnownSignatures {
     fn known(&self) -> MutexGuard<'_, HashSet<[u8; 32]>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl SignatureVerificationAlgorithm for KnownSignatures {
-    fn verify_signature(&self, public_key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
+    /// Calls `verify` unless it was called for these three before and found them good.
+    pub(super) fn once<E>(
+        &self,
+        public_key: &[u8],
+        message: &[u8],
+        signature: &[u8],
+        verify: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
         let name = name(public_key, message, signature);
         if self.known().contains(&name) {
             return Ok(());
         }
-        ECDSA_P256_SHA256.verify_signature(public_key, message, signature)?;
+        verify()?;
         let mut known = self.known();
         if known.len() >= MAX_KNOWN {
             known.clear();
         }
         known.insert(name);
         Ok(())
+    }
+}
+
+/// ECDSA with P-256 and SHA-256, as chains are verified by it.
+impl SignatureVerificationAlgorithm for KnownSignatures {
+    fn verify_signature(&self, public_key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
+        self.once(public_key, message, signature, || ECDSA_P256_SHA256.verify_signature(public_key, message, signature))
     }
 
     fn public_key_alg_id(&self) -> AlgorithmIdentifier {
