@@ -1,5 +1,5 @@
 //! The ledger: double entry, append only. Whether an entry sums to zero and leaves no customer below zero is decided by the
-//! database's own triggers (`migrations/0001_books.sql`); balances are sums, stored nowhere.
+//! database's own triggers (`migrations/`), which also keep what the postings of a book come to.
 
 use super::{Columns, all, execute, number, signed};
 use chipbound_wire::api::Balance;
@@ -65,7 +65,7 @@ fn enter(tx: &Connection, kind: &str, order: Option<OrderId>, currency: Currency
 pub(super) fn balances(connection: &Connection, account: AccountId) -> Result<Vec<Balance>> {
     let sums = "SELECT currency, sum(CASE book WHEN 'funds' THEN minor ELSE 0 END) AS available,
                        sum(CASE book WHEN 'held' THEN minor ELSE 0 END) AS held
-                FROM postings WHERE account = ? AND book IN ('funds', 'held') GROUP BY currency ORDER BY currency";
+                FROM balances WHERE account = ? AND book IN ('funds', 'held') GROUP BY currency ORDER BY currency";
     all(connection, sums, [account.0], |row| {
         let currency = row.parsed("currency")?;
         let amount = |minor| Amount { minor, currency };

@@ -155,6 +155,11 @@ impl Books {
                 "what was earned is the price of the settled orders",
                 "SELECT (SELECT coalesce(sum(minor), 0) FROM postings WHERE book = 'revenue') - (SELECT coalesce(sum(price), 0) FROM orders WHERE state = 'settled')",
             ),
+            (
+                "balances are the sums of their postings",
+                "SELECT count(*) FROM (SELECT account, book, currency, sum(minor) AS minor FROM postings GROUP BY account, book, currency) s
+                 FULL JOIN balances b USING (account, book, currency) WHERE b.minor IS NOT s.minor",
+            ),
             ("receipts are numbered without a gap", "SELECT coalesce(max(number), 0) - count(*) FROM receipts"),
             (
                 "settled orders and receipts are the same",
@@ -467,6 +472,7 @@ async fn the_ledger_only_grows_and_takes_no_entry_that_does_not_balance() {
         "DELETE FROM postings",
         "UPDATE entries SET at = 0",
         "DELETE FROM entries",
+        "DELETE FROM balances",
         "INSERT INTO postings SELECT 1, 'held', account, 'EUR', 5 FROM accounts",
         "INSERT INTO entries VALUES (99, 'deposit', NULL, 0)",
         "INSERT INTO postings SELECT 99, 'funds', account, 'EUR', 5 FROM accounts",
@@ -492,6 +498,21 @@ async fn a_database_of_a_newer_version_is_refused_and_left_as_it_is() {
     assert_eq!(refusal.code, Code::Database);
     assert!(refusal.detail.contains("newer version"), "{}", refusal.detail);
     assert_eq!(std::fs::read(&path).expect("the file"), before);
+}
+
+#[tokio::test]
+async fn a_database_of_the_first_form_gets_its_balances() {
+    let books = Books::new().await;
+    books.delivered(1).await;
+    books.repository.close().await;
+    let form = "DROP TABLE balances; DROP TRIGGER postings_make_balances; DELETE FROM _sqlx_migrations WHERE version = 2;
+                CREATE INDEX postings_of_a_book ON postings (account, book, currency, minor);";
+    books.beside().execute_batch(form).expect("the first form");
+    let repository = SqliteRepository::open(&books.folder.path().join("server.db")).await.expect("brought to this form");
+    let books = Books { repository, ..books };
+    assert_eq!(books.money().await, (750, 250));
+    books.settle(1, 1, b"token").await.expect("settled");
+    books.audit().await;
 }
 
 #[tokio::test]
