@@ -153,6 +153,13 @@ impl Lab {
         command
     }
 
+    /// Any program, in the installation's folder as all of its commands.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(&self.folder);
+        command
+    }
+
     /// The command that runs a package, as short as a user types it.
     pub(crate) fn run(&self, package: &Path) -> Command {
         let mut command = self.setup().command("run --processor processor/processor.sock");

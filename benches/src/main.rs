@@ -61,6 +61,8 @@ enum What {
     Delivery,
     /// 100 KB deliveries: server CPU of one against the primitives that it consists of
     Small,
+    /// Running protected programs against plain ones: all of the following part
+    Loader,
     /// Starting a protected program against /usr/bin/env: small, medium and large, cached and cold
     Start,
     /// Peak memory of each program while 1 GiB is published, delivered, opened and run
@@ -68,6 +70,9 @@ enum What {
     /// Everything
     All,
 }
+
+/// What `loader` measures.
+const LOADER: &[What] = &[What::Start];
 
 impl Options {
     /// Bytes of a large file.
@@ -112,7 +117,7 @@ fn measure(options: &Options) -> Outcome<()> {
         (What::Memory, "memory", memory::measure),
     ];
     for (what, name, measure) in all {
-        if [what, What::All].contains(&options.what) {
+        if [what, What::All].contains(&options.what) || (options.what == What::Loader && LOADER.contains(&what)) {
             let room = folder.path().join(name);
             std::fs::create_dir(&room)?;
             measure(options, &room)?;

@@ -1,4 +1,5 @@
-//! How long a program takes from its start to its end when it does next to nothing: protected, and started by `env`.
+//! How long a program takes from its start to its end when it does next to nothing: started by `env`, by `chipbound run`, and as the
+//! package itself, where the processor has an interpreter for that.
 
 use crate::lab::{KeyMode, Lab, Way};
 use crate::process::{output, run};
@@ -7,30 +8,55 @@ use crate::{Options, Outcome, samples};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What a protected start may take of a plain one.
-const TARGET: f64 = 1.5;
+/// How large a program is, and so what a protected start may take of a plain one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Size {
+    Small,
+    Medium,
+    Large,
+}
+
+impl Size {
+    /// With the processor's memory of it, and without.
+    fn targets(self) -> (f64, f64) {
+        match self {
+            Self::Small => (1.10, 1.3),
+            Self::Medium | Self::Large => (1.05, 1.5),
+        }
+    }
+}
 
 /// A program and arguments with which it ends at once.
 struct Subject {
     name: &'static str,
+    size: Size,
     program: PathBuf,
     arguments: &'static [&'static str],
+}
+
+/// What was measured of one.
+struct Row {
+    subject: Subject,
+    plain: Series,
+    run: Series,
+    direct: Series,
+    cold: Series,
 }
 
 /// Measures and prints.
 pub(crate) fn measure(options: &Options, folder: &Path) -> Outcome<()> {
     let pairs = options.rounds().unwrap_or(if options.quick { 50 } else { 300 });
     let cold = if options.quick { 3 } else { 15 };
-    println!("## Start-up, {pairs} interleaved pairs, {cold} cold starts\n");
+    println!("## Start-up, {pairs} interleaved rounds, {cold} cold starts\n");
     let mut lab = Lab::start(&folder.join("lab"), &options.chipbound()?)?;
     let mut rows = Vec::new();
     for subject in subjects(options, folder)? {
         let package = folder.join(format!("{}.package", subject.name));
         run(&mut lab.publish(&subject.program, subject.name, false))?;
         run(&mut lab.buy(subject.name, KeyMode::Direct, Way::Tunnel, &package))?;
-        let first = cold_starts(&mut lab, &subject, &package, cold)?;
-        let (plain, protected) = warm_starts(&lab, &subject, &package, pairs)?;
-        rows.push((subject, plain, protected, first));
+        let cold = cold_starts(&mut lab, &subject, &package, cold)?;
+        let [plain, run, direct] = warm_starts(&lab, &subject, &package, pairs)?;
+        rows.push(Row { subject, plain, run, direct, cold });
     }
     print(&rows);
     Ok(())
@@ -39,25 +65,43 @@ pub(crate) fn measure(options: &Options, folder: &Path) -> Outcome<()> {
 /// What is installed of these, and one program with more code than any of them.
 fn subjects(options: &Options, folder: &Path) -> Outcome<Vec<Subject>> {
     let mut subjects = Vec::new();
-    let mut add = |name, program: PathBuf, arguments| {
+    let mut add = |name, size, program: PathBuf, arguments| {
         if program.exists() {
-            subjects.push(Subject { name, program, arguments });
+            subjects.push(Subject { name, size, program, arguments });
         }
     };
-    add("true", "/bin/true".into(), &[]);
-    add("git", "/usr/bin/git".into(), &["--version"]);
-    add("python3", "/usr/bin/python3".into(), &["-c", "pass"]);
+    add("true", Size::Small, "/bin/true".into(), &[]);
+    add("git", Size::Medium, "/usr/bin/git".into(), &["--version"]);
+    add("python3", Size::Medium, "/usr/bin/python3".into(), &["-c", "pass"]);
+    if let Some(postgres) = newest_postgres() {
+        add("postgres", Size::Large, postgres, &["--version"]);
+    }
     if let Ok(root) = output(Command::new("rustc").args(["--print", "sysroot"])) {
-        add("cargo", Path::new(&root).join("bin/cargo"), &["--version"]);
+        add("cargo", Size::Large, Path::new(&root).join("bin/cargo"), &["--version"]);
     }
     let size = if options.quick { 32 } else { 128 };
-    add("made", samples::program(folder, "made", size << 20)?, &[]);
+    add("made", Size::Large, samples::program(folder, "made", size << 20)?, &[]);
     Ok(subjects)
 }
 
-fn plain(subject: &Subject) -> Command {
-    let mut command = Command::new("/usr/bin/env");
-    command.arg(&subject.program).args(subject.arguments);
+/// Where Debian puts PostgreSQL's server: a folder for each version.
+fn newest_postgres() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    versions.filter_map(|entry| Some(entry.ok()?.path().join("bin/postgres"))).filter(|path| path.exists()).max()
+}
+
+fn plain(lab: &Lab, subject: &Subject) -> Command {
+    by_env(lab, subject, &subject.program)
+}
+
+/// The package as a program of its own, started as the plain one is.
+fn direct(lab: &Lab, subject: &Subject, package: &Path) -> Command {
+    by_env(lab, subject, package)
+}
+
+fn by_env(lab: &Lab, subject: &Subject, program: &Path) -> Command {
+    let mut command = lab.command("/usr/bin/env");
+    command.arg(program).args(subject.arguments);
     command
 }
 
@@ -82,54 +126,62 @@ fn cold_starts(lab: &mut Lab, subject: &Subject, package: &Path, times: usize) -
         .map(Series::from_iter)
 }
 
-/// Pairs of starts, the order in a pair changing every time.
-fn warm_starts(lab: &Lab, subject: &Subject, package: &Path, pairs: usize) -> Outcome<(Series, Series)> {
-    let (mut unprotected, mut started) = (Series::default(), Series::default());
-    for pair in 0..pairs + 2 {
-        let (mut a, mut b) = (plain(subject), protected(lab, subject, package));
-        let (a, b) = if pair % 2 == 0 {
-            let a = milliseconds(&mut a)?;
-            (a, milliseconds(&mut b)?)
-        } else {
-            let b = milliseconds(&mut b)?;
-            (milliseconds(&mut a)?, b)
-        };
-        // The first two fill caches.
-        if pair >= 2 {
-            unprotected.push(a);
-            started.push(b);
+/// Rounds of one start of each kind: plain, by `run`, and direct where that works. Who begins changes from round to round.
+fn warm_starts(lab: &Lab, subject: &Subject, package: &Path, rounds: usize) -> Outcome<[Series; 3]> {
+    let kinds = if run(&mut direct(lab, subject, package)).is_ok() { 3 } else { 2 };
+    let mut all = [Series::default(), Series::default(), Series::default()];
+    for round in 0..rounds + WARMING {
+        for turn in 0..kinds {
+            let kind = (round + turn) % kinds;
+            let mut command = match kind {
+                0 => plain(lab, subject),
+                1 => protected(lab, subject, package),
+                _ => direct(lab, subject, package),
+            };
+            let time = milliseconds(&mut command)?;
+            if round >= WARMING {
+                all[kind].push(time);
+            }
         }
     }
-    Ok((unprotected, started))
+    Ok(all)
 }
 
-fn print(rows: &[(Subject, Series, Series, Series)]) {
-    let mut table = Table::new(&[
-        "program",
-        "code and data, MiB",
-        "env, ms",
-        "chipbound run, ms",
-        "ratio of medians",
-        "ratio pairwise",
-        "cold, ms",
-        "cold over env",
-    ]);
-    for (subject, plain, protected, cold) in rows {
+/// Rounds that fill caches.
+const WARMING: usize = 3;
+
+fn print(rows: &[Row]) {
+    println!("Milliseconds: median [its 95 % interval]; ratios of medians [interval of the ratios of each round].\n");
+    let mut table = Table::new(&["program", "MiB", "env", "chipbound run", "over env", "./package by env", "over env", "cold", "over env"]);
+    for Row { subject, plain, run, direct, cold } in rows {
         let size = subject.program.metadata().map_or(0, |m| m.len()) as f64 / f64::from(1 << 20);
+        let ratio = |series: &Series| {
+            let (low, high) = series.over(plain).interval();
+            let ratio = series.median() / plain.median();
+            if series.is_empty() { "-".to_owned() } else { format!("{ratio:.2} [{low:.2}-{high:.2}]") }
+        };
         table.row([
             std::iter::once(subject.name).chain(subject.arguments.iter().copied()).collect::<Vec<_>>().join(" "),
             format!("{size:.1}"),
-            plain.show(2),
-            protected.show(2),
-            format!("{:.2}", protected.median() / plain.median()),
-            protected.over(plain).show(2),
-            cold.show(2),
+            plain.show_interval(2),
+            run.show_interval(2),
+            ratio(run),
+            direct.show_interval(2),
+            ratio(direct),
+            cold.show_interval(2),
             format!("{:.2}", cold.median() / plain.median()),
         ]);
     }
     table.print();
-    for (subject, plain, protected, _) in rows {
-        at_most(subject.name, protected.median() / plain.median(), TARGET);
+    for Row { subject, plain, run, direct, cold } in rows {
+        let (cached, uncached) = subject.size.targets();
+        at_most(subject.name, run.median() / plain.median(), cached);
+        at_most(&format!("{}, cold", subject.name), cold.median() / plain.median(), uncached);
+        if direct.is_empty() {
+            println!("{}, direct: not run here: this processor has no interpreter", subject.name);
+        } else {
+            at_most(&format!("{}, direct", subject.name), direct.median() / plain.median(), cached);
+        }
     }
     println!();
 }

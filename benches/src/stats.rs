@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 
+/// How many standard deviations hold 95 % of a normal distribution.
+const NORMAL_95: f64 = 1.96;
+
 /// A series of measurements in one unit.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Series(Vec<f64>);
@@ -26,6 +29,33 @@ impl Series {
             n if n % 2 == 1 => sorted[n / 2],
             n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
         }
+    }
+
+    /// Between which two of the measurements the median of what was measured lies with 95 % confidence, by their order alone
+    /// (binomial, normal approximation): the median itself twice where there are too few to say.
+    pub(crate) fn interval(&self) -> (f64, f64) {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let (n, half) = (sorted.len() as f64, NORMAL_95 * (sorted.len() as f64).sqrt() / 2.0);
+        let (low, high) = ((n / 2.0 - half).floor() as usize, (n / 2.0 + half).ceil() as usize);
+        match (sorted.get(low), sorted.get(high)) {
+            (Some(a), Some(b)) if sorted.len() >= 8 => (*a, *b),
+            _ => (self.median(), self.median()),
+        }
+    }
+
+    /// `median [95 % interval]` with so many digits after the point; a dash where nothing was measured.
+    pub(crate) fn show_interval(&self, digits: usize) -> String {
+        if self.0.is_empty() {
+            return "-".to_owned();
+        }
+        let (low, high) = self.interval();
+        format!("{:.digits$} [{low:.digits$}-{high:.digits$}]", self.median())
+    }
+
+    /// Whether nothing was measured.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     fn range(&self) -> (f64, f64) {
@@ -114,6 +144,15 @@ mod tests {
         let even: Series = [4.0, 1.0, 2.0, 3.0].into_iter().collect();
         assert_eq!(even.show(1), "2.5 (1.0-4.0)");
         assert_eq!(Series::default().show(1), "-");
+    }
+
+    #[test]
+    fn the_interval_of_a_median_lies_around_it_and_needs_some_measurements() {
+        let hundred: Series = (1..=100).map(f64::from).collect();
+        assert_eq!(hundred.show_interval(1), "50.5 [41.0-61.0]");
+        let few: Series = [1.0, 2.0, 3.0].into_iter().collect();
+        assert_eq!(few.show_interval(1), "2.0 [2.0-2.0]");
+        assert_eq!(Series::default().show_interval(1), "-");
     }
 
     #[test]

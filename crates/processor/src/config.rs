@@ -27,9 +27,6 @@ pub struct Config {
     /// Where programs may run.
     #[serde(default)]
     pub namespaces: Namespaces,
-    /// Direct start of packages.
-    #[serde(default)]
-    pub start: Start,
     /// Caps.
     #[serde(default)]
     pub limits: Limits,
@@ -58,14 +55,6 @@ pub enum Namespaces {
     Own,
     /// In any, for clients of the processor's own user, to whom nothing is promised anyway: for development.
     AnyForOwnUser,
-}
-
-/// Direct start of packages by the kernel.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Start {
-    /// Where the interpreter stands that packages on this machine name; without one they are started by `chipbound run` alone.
-    pub interpreter: Option<PathBuf>,
 }
 
 /// Caps. Beyond one of the first three a request is refused as `busy`.
@@ -148,7 +137,7 @@ impl Config {
         let mut config: Self = chipbound_host::config::load(path)?;
         config.class.parse::<Class>()?;
         let folder = path.parent().unwrap_or(Path::new("."));
-        for place in [&mut config.state, &mut config.spool, &mut config.socket].into_iter().chain(config.start.interpreter.as_mut()) {
+        for place in [&mut config.state, &mut config.spool, &mut config.socket] {
             *place = folder.join(&*place);
         }
         config.check(path)?;
@@ -183,7 +172,6 @@ impl Config {
         }
         text.replace("\nclients = \"own-user\"", "\nclients = \"everyone\"")
             .replace("\nsocket = \"processor.sock\"", "\nsocket = \"/run/chipbound/processor.sock\"")
-            .replace("\ninterpreter = \"interpreter\"", "\ninterpreter = \"/var/lib/chipbound/interpreter\"")
     }
 }
 
@@ -208,7 +196,6 @@ mod tests {
         assert_eq!(config.socket, Path::new("processor.sock"));
         let config = load(&Config::template(true)).expect("the template");
         assert_eq!((config.clients, config.socket.as_path()), (Clients::Everyone, Path::new("/run/chipbound/processor.sock")));
-        assert_eq!(config.start.interpreter.as_deref(), Some(Path::new("/var/lib/chipbound/interpreter")));
     }
 
     #[test]
