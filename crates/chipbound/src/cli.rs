@@ -3,7 +3,7 @@
 use crate::home::Home;
 use crate::output::{Output, exit_code};
 use crate::run::run;
-use crate::verbs::{customer, package, processor, vendor};
+use crate::verbs::{customer, installed, package, processor, vendor};
 use crate::with::With;
 use chipbound_wire::{Code, Refusal, Result};
 use clap::{Parser, Subcommand};
@@ -42,6 +42,8 @@ enum Verb {
     Customer(customer::Verb),
     #[command(flatten)]
     Package(package::Verb),
+    #[command(flatten)]
+    Installed(installed::Verb),
     /// Publish a program or any other file, as its vendor
     #[command(after_help = vendor::PUBLISH_EXAMPLE)]
     Publish(vendor::Publish),
@@ -106,6 +108,7 @@ fn execute(cli: Cli, output: &Output) -> Result<()> {
         Verb::Account(command) => chipbound_server::command::execute_account(command),
         Verb::Demo(arguments) => crate::demo::execute(arguments, common.json),
         Verb::Processor(verb) => processor::execute(verb, &common, output),
+        Verb::Installed(verb) => in_shell(|| installed::execute(verb, &common, output)),
         Verb::Package(verb) => in_shell(|| package::execute(verb, &common, output)),
         Verb::Customer(verb) => in_shell(|| customer::execute(verb, &common, output)),
         Verb::Publish(publish) => in_shell(|| vendor::publish(publish, &common, output)),

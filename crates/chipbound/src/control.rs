@@ -43,6 +43,8 @@ pub struct Description {
     pub pid: u32,
     /// The authority's root certificate that it trusts; empty before enrolment.
     pub root: Vec<u8>,
+    /// The path of its interpreter, for packages to name; none where it has none.
+    pub interpreter: Option<Vec<u8>>,
 }
 
 impl Conversation {
@@ -167,8 +169,9 @@ fn described(socket: &Path, request: &Request) -> Result<Description> {
     let mut conversation = Conversation::open(socket)?;
     conversation.ask(request, &[])?;
     match conversation.answer()? {
-        Response::Description { processor, class, chain, valid_until, pid, root } => {
-            Ok(Description { processor, class, chain, valid_until, pid, root: root.into_vec() })
+        Response::Description { processor, class, chain, valid_until, pid, root, interpreter } => {
+            let (root, interpreter) = (root.into_vec(), interpreter.map(chipbound_wire::bounded::Bytes::into_vec));
+            Ok(Description { processor, class, chain, valid_until, pid, root, interpreter })
         }
         other => Err(unexpected(&other)),
     }

@@ -4,6 +4,7 @@
 //! a key that opens anything, or decide anything that server or processor must decide.
 
 pub mod api;
+pub mod bins;
 pub mod cli;
 pub mod client;
 pub mod control;

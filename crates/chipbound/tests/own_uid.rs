@@ -25,7 +25,9 @@ fn a_customer_runs_what_he_cannot_read_neither_as_a_file_nor_as_his_process() {
     }
     let installed = Installed::new();
     let (plain, run) = (good(&mut installed.customer(&installed.plain, &[])), good(&mut installed.run(&[])));
-    assert_eq!((run.stdout, run.stderr), (plain.stdout, plain.stderr));
+    assert_eq!((&run.stdout, &run.stderr), (&plain.stdout, &plain.stderr));
+    let direct = good(&mut installed.customer(&installed.package, &[]));
+    assert_eq!((direct.stdout, direct.stderr), (plain.stdout, plain.stderr), "executed by its name alone");
     let read = installed.customer("cat", &[installed.package.to_str().unwrap()]).output().unwrap();
     assert!(!read.status.success() && read.stdout.is_empty());
 

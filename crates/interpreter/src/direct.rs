@@ -15,7 +15,8 @@ pub const CANNOT_EXECUTE: u8 = 126;
 /// Set in the environment of the second exec. Whoever finds it in this program was let go by the processor before its exec; the
 /// processor takes it out of the environment of a program that it starts.
 pub const MARK: &CStr = c"CHIPBOUND_STARTING=1";
-const MARK_NAME: &[u8] = b"CHIPBOUND_STARTING=";
+/// What [`MARK`] begins with.
+pub const MARK_NAME: &str = "CHIPBOUND_STARTING=";
 /// The file that this process executes, whatever its path says by now.
 const SELF: &CStr = c"/proc/self/exe";
 
@@ -29,7 +30,7 @@ pub fn start(mut stack: Stack, slot: &Slot) -> ! {
     if stack.auxiliary(AT_SECURE) != Some(0) {
         refuse(package, [b"a package is not started with more rights than its caller has (set-user-id, capabilities)", b"", b""]);
     }
-    if stack.variable(MARK_NAME).is_some() {
+    if stack.variable(MARK_NAME.as_bytes()).is_some() {
         refuse(package, [b"the processor let it go before it was started; try again", b"", b""]);
     }
     let Some(socket) = slot.path() else {

@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Stat, fstat, stat};
 use rustix::mm::ProtFlags;
 use rustix::process::Pid;
 
+use crate::direct::{MAP_SIZE, OwnInterpreter, Replacement};
 use crate::error::{LoadError, system};
 use crate::handover::{CONNECT_TRIES, Connection, Listener, MAX_NAME, SCRATCH, received, trap_action};
 use crate::image::{Image, Part};
@@ -101,6 +103,7 @@ pub struct AtExec {
     one_by_one: bool,
     huge_pages: bool,
     given: Vec<Given>,
+    own: Option<Arc<OwnInterpreter>>,
     since: Instant,
 }
 
@@ -108,7 +111,8 @@ impl AtExec {
     pub(crate) fn new(traced: Traced, listener: Listener, since: Instant) -> Result<Self, LoadError> {
         let registers = Registers::of(traced.pid()).map_err(system("the registers of the process cannot be read"))?.after_exec();
         let memory = Memory::open(&traced);
-        Ok(Self { traced, memory, registers, listener, injector: None, one_by_one: false, huge_pages: false, given: Vec::new(), since })
+        let (one_by_one, huge_pages, given, own) = (false, false, Vec::new(), None);
+        Ok(Self { traced, memory, registers, listener, injector: None, one_by_one, huge_pages, given, own, since })
     }
 
     /// The process.
@@ -133,13 +137,20 @@ impl AtExec {
         self.exe_stat().map(Into::into)
     }
 
-    /// Takes the [`LOADER_VARIABLES`](crate::LOADER_VARIABLES) out of the environment of the process, as if they had never been set,
-    /// and returns how many there were. Its children do not inherit them either.
+    /// Takes the variables that begin like one of these names, for example the [`LOADER_VARIABLES`](crate::LOADER_VARIABLES), out of the
+    /// environment of the process, as if they had never been set, and returns how many there were. Its children do not inherit
+    /// them either. Of a name at most 32 bytes count.
     ///
     /// # Errors
     /// [`LoadError::ProcessMismatch`] or [`LoadError::System`] if its stack cannot be read or written.
-    pub fn drop_loader_variables(&mut self) -> Result<usize, LoadError> {
-        FreshStack::read(&self.memory, self.registers.stack())?.drop_loader_variables(&self.memory)
+    pub fn drop_variables(&mut self, names: &[&str]) -> Result<usize, LoadError> {
+        FreshStack::read(&self.memory, self.registers.stack())?.drop_variables(&self.memory, names)
+    }
+
+    /// Takes a process that the kernel began in this interpreter for one of a package that names it: what the program's own headers
+    /// name is put in its place. Without this only processes are accepted that began as these headers say.
+    pub fn own_interpreter(&mut self, own: Arc<OwnInterpreter>) {
+        self.own = Some(own);
     }
 
     /// Makes every system call of this start by itself, each with two stops of the process, as the loader does where it can place no
@@ -209,13 +220,13 @@ impl AtExec {
     fn start(&mut self, image: &Image) -> Result<(), LoadError> {
         // 4. The process is what the verified program's headers say.
         let maps = self.maps()?;
-        let bias = self.check(image, &maps)?;
+        let (bias, replacement) = self.check(image, &maps)?;
 
         // 5. Its signals wait; what it will need to receive lies below its stack, and the tables of its calls below that.
         let injector = Injector::begin(&self.traced, &self.memory, &maps, self.registers, self.one_by_one)?;
-        let at = injector.scratch(SCRATCH);
+        let at = injector.scratch(SCRATCH + MAP_SIZE);
         self.injector = Some(injector);
-        let mut below = [0; TABLE_SIZE + SCRATCH];
+        let mut below = [0; TABLE_SIZE + SCRATCH + MAP_SIZE];
         self.memory.read(at - TABLE_SIZE as u64, &mut below)?;
         self.memory.write(at, &self.listener.scratch(at))?;
 
@@ -225,22 +236,38 @@ impl AtExec {
         for given in std::mem::take(&mut self.given) {
             self.hand(&given, &connection, socket, at)?;
         }
-        connection.hand_over(image.descriptor())?;
+        let linker = replacement.as_ref().and_then(Replacement::file);
+        let files: Vec<_> = [image.descriptor()].into_iter().chain(linker).collect();
+        connection.hand_over(&files)?;
 
-        // 8. Every segment is mapped over.
-        self.map(image, bias, socket, at)?;
+        // 8. Every segment is mapped over, and what the program's headers name takes our interpreter's place.
+        self.map(image, bias, replacement.as_ref(), socket, at)?;
         drop(connection);
 
         // 9. Everything is as it was, and it goes.
         self.memory.write(at - TABLE_SIZE as u64, &below)?;
-        let injector = self.injector.take().expect("made in step 5");
+        let mut injector = self.injector.take().expect("made in step 5");
+        if let Some(replacement) = replacement {
+            injector.go_on_at(replacement.begin);
+        }
         injector.finish(&mut self.traced, &self.memory, at)
     }
 
-    fn check(&self, image: &Image, maps: &str) -> Result<u64, LoadError> {
+    /// The load bias of a process that is what it must be, and what takes the place of our interpreter if it began there.
+    fn check(&self, image: &Image, maps: &str) -> Result<(u64, Option<Replacement>), LoadError> {
         let auxiliary = FreshStack::read(&self.memory, self.registers.stack())?;
-        let expected = Expected { image, exe: self.exe_stat()?, entry: self.registers.instruction(), auxiliary: &auxiliary, maps };
-        expected.check(|| self.exe().ok())
+        let own = self.own.as_ref().map(|own| own.file());
+        let expected = Expected { image, exe: self.exe_stat()?, entry: self.registers.instruction(), auxiliary: &auxiliary, maps, own };
+        let found = expected.check(|| self.exe().ok())?;
+        let replacement = match own.zip(found.own) {
+            Some((own, base)) => {
+                let stat =
+                    std::fs::read_to_string(self.traced.proc_path("stat")).map_err(system("the state of the process cannot be read"))?;
+                Some(Replacement::plan(image, &own.program, (found.bias, base), &auxiliary, maps, &stat)?)
+            }
+            None => None,
+        };
+        Ok((found.bias, replacement))
     }
 
     /// Makes the process private, connects it and returns its socket. Strangers can fill the queue before it, and are sent away.
@@ -275,10 +302,10 @@ impl AtExec {
 
     /// Makes a file one of the process's descriptors.
     fn hand(&mut self, given: &Given, connection: &Connection, socket: u64, at: u64) -> Result<(), LoadError> {
-        connection.hand_over(given.file.as_fd())?;
+        connection.hand_over(&[given.file.as_fd()])?;
         let (place, ready) = self.listener.ready_again(at, given.name.as_deref().unwrap_or_default());
         self.memory.write(place, &ready)?;
-        let received = Argument::At(Listener::file(at));
+        let received = Argument::At(Listener::file(at, 0));
         let (number, closed) = (u64::from(given.number), libc::O_CLOEXEC as u64);
         let mut script = Script::default();
         let flags = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
@@ -291,20 +318,21 @@ impl AtExec {
         }
         script.call("dup3", libc::SYS_dup3, [file, number.into(), closed.into()]);
         script.call("close", libc::SYS_close, [file]);
-        self.run_received(&script, &[], at)?;
+        self.run_received(&script, 1, &[], at)?;
         let (place, ready) = self.listener.ready_again(at, &[]);
         self.memory.write(place, &ready)
     }
 
-    /// Receives the memory file, maps every segment over and closes both descriptors.
-    fn map(&mut self, image: &Image, bias: u64, socket: u64, at: u64) -> Result<(), LoadError> {
-        let file = Argument::At(Listener::file(at));
+    /// Receives the files, maps every segment over, makes the replacement and closes all descriptors.
+    fn map(&mut self, image: &Image, bias: u64, replacement: Option<&Replacement>, socket: u64, at: u64) -> Result<(), LoadError> {
+        let [file, linker] = [0, 1].map(|number| Argument::At(Listener::file(at, number)));
+        let files = 1 + usize::from(replacement.is_some_and(|r| r.file().is_some()));
         let (mut script, mut copied) = (Script::default(), Vec::new());
         let flags = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u64;
         script.call("recvmsg", libc::SYS_recvmsg, [socket, Listener::message(at), flags].map(Argument::Is));
         for part in image.parts() {
             if script.room() < CALLS_AT_ONCE {
-                self.run_received(&std::mem::take(&mut script), &std::mem::take(&mut copied), at)?;
+                self.run_received(&std::mem::take(&mut script), files, &std::mem::take(&mut copied), at)?;
             }
             let address = bias + part.address;
             if self.huge_pages && part.protection.contains(ProtFlags::EXEC) {
@@ -313,18 +341,40 @@ impl AtExec {
                 add_part(&mut script, part, address, file);
             }
         }
+        for (name, number, arguments) in replacement.map(|r| r.steps(linker)).unwrap_or_default() {
+            if script.room() < CALLS_AT_ONCE {
+                self.run_received(&std::mem::take(&mut script), files, &std::mem::take(&mut copied), at)?;
+            }
+            script.call(name, number, arguments);
+        }
+        if script.room() < CALLS_AT_ONCE {
+            self.run_received(&std::mem::take(&mut script), files, &std::mem::take(&mut copied), at)?;
+        }
+        if let Some(replacement) = replacement {
+            let (base_at, base) = replacement.base();
+            self.memory.write(base_at, &base)?;
+            self.memory.write(at + SCRATCH as u64, &replacement.map)?;
+            let (name, number, arguments) = Replacement::books(at + SCRATCH as u64);
+            script.try_call(name, number, arguments);
+        }
         script.call("close", libc::SYS_close, [Argument::Is(socket)]);
-        script.call("close", libc::SYS_close, [file]);
-        self.run_received(&script, &copied, at)
+        for file in [file, linker].into_iter().take(files) {
+            script.call("close", libc::SYS_close, [file]);
+        }
+        self.run_received(&script, files, &copied, at)?;
+        for (address, count) in replacement.iter().flat_map(|r| r.zeros()) {
+            self.memory.write(address, &vec![0; count])?;
+        }
+        Ok(())
     }
 
-    /// Runs a script that uses the received file. Without one its calls have done nothing: no descriptor has the number that stands
-    /// in its place. Each call in `copied` must have copied so many bytes.
-    fn run_received(&mut self, script: &Script, copied: &[(Call, u64)], at: u64) -> Result<(), LoadError> {
+    /// Runs a script that uses the received files. Without them its calls have done nothing: no descriptor has the number that stands
+    /// in their place. Each call in `copied` must have copied so many bytes.
+    fn run_received(&mut self, script: &Script, files: usize, copied: &[(Call, u64)], at: u64) -> Result<(), LoadError> {
         let results = self.run(script, at)?;
         let mut area = [0; SCRATCH];
         self.memory.read(at, &mut area)?;
-        received(&area).ok_or(LoadError::TooFewDescriptors)?;
+        received(&area, files).ok_or(LoadError::TooFewDescriptors)?;
         self.injector.as_mut().expect("made in step 5").keep_trap(trap_action(&area));
         script.check(&results).map_err(|(name, error)| error.of(name))?;
         if copied.iter().any(|(call, length)| results.value(*call) != *length) {

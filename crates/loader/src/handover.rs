@@ -33,9 +33,12 @@ pub(crate) const SCRATCH: usize = 248;
 const NO_FILE: u32 = u32::MAX;
 /// The longest name that has room where the address was, bytes.
 pub(crate) const MAX_NAME: usize = MESSAGE - 1;
-/// `CMSG_SPACE` and `CMSG_LEN` of one descriptor.
+/// `CMSG_SPACE` of one descriptor, and of two; `CMSG_LEN` of none, and bytes of each.
 const CONTROL_SPACE: u64 = 24;
-const CONTROL_LEN: u64 = 20;
+const CONTROL_LEN: u64 = 16;
+const DESCRIPTOR: usize = 4;
+/// The most descriptors that are handed over: the memory file and a dynamic linker.
+const MAX_FILES: usize = 2;
 /// Offset of the descriptor in the control buffer.
 const FILE: usize = 16;
 /// Offset of `msg_flags` in a msghdr.
@@ -76,7 +79,7 @@ impl Listener {
         put(MESSAGE + 24, &1_u64.to_ne_bytes());
         put(MESSAGE + 32, &(at + CONTROL as u64).to_ne_bytes());
         put(MESSAGE + 40, &CONTROL_SPACE.to_ne_bytes());
-        put(CONTROL + FILE, &NO_FILE.to_ne_bytes());
+        (0..MAX_FILES).for_each(|n| put(CONTROL + FILE + n * DESCRIPTOR, &NO_FILE.to_ne_bytes()));
         put(VECTOR, &(at + BYTE as u64).to_ne_bytes());
         put(VECTOR + 8, &1_u64.to_ne_bytes());
         area
@@ -92,9 +95,10 @@ impl Listener {
         at + MESSAGE as u64
     }
 
-    /// Address of the word whose lower half becomes the received descriptor, in the scratch area at `at`.
-    pub(crate) fn file(at: u64) -> u64 {
-        at + (CONTROL + FILE) as u64
+    /// Address of the word whose lower half becomes the received descriptor with this number, in the scratch area at `at`. The kernel looks
+    /// at no more of a descriptor.
+    pub(crate) fn file(at: u64, number: usize) -> u64 {
+        at + (CONTROL + FILE + number * DESCRIPTOR) as u64
     }
 
     /// Address of the room for a `struct sigaction` in the scratch area at `at`.
@@ -146,26 +150,26 @@ impl Listener {
 pub(crate) struct Connection(OwnedFd);
 
 impl Connection {
-    /// Hands a file over.
-    pub(crate) fn hand_over(&self, file: BorrowedFd<'_>) -> Result<(), LoadError> {
-        send(self.0.as_fd(), file).map_err(system("a file cannot be handed over"))
+    /// Hands files over, in one message.
+    pub(crate) fn hand_over(&self, files: &[BorrowedFd<'_>]) -> Result<(), LoadError> {
+        send(self.0.as_fd(), files).map_err(system("a file cannot be handed over"))
     }
 }
 
-fn send(connection: BorrowedFd<'_>, file: BorrowedFd<'_>) -> io::Result<()> {
-    let files = [file];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+fn send(connection: BorrowedFd<'_>, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&files));
+    assert!(control.push(SendAncillaryMessage::ScmRights(files)), "there is room for all files of a start");
     sendmsg(connection, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
-/// The descriptor that the kernel wrote into the scratch area, unless it was dropped for want of room in the process's table.
-pub(crate) fn received(area: &[u8; SCRATCH]) -> Option<u32> {
+/// The first descriptor that the kernel wrote into the scratch area, unless one of so many was dropped for want of room in the process's
+/// table.
+pub(crate) fn received(area: &[u8; SCRATCH], files: usize) -> Option<u32> {
     let word = |offset: usize| u32::from_ne_bytes(area[offset..offset + 4].try_into().expect("four bytes"));
     let long = u64::from_ne_bytes(area[CONTROL..CONTROL + 8].try_into().expect("eight bytes"));
-    let whole = word(MESSAGE_FLAGS) & libc::MSG_CTRUNC as u32 == 0 && long == CONTROL_LEN;
+    let whole = word(MESSAGE_FLAGS) & libc::MSG_CTRUNC as u32 == 0 && long == CONTROL_LEN + (files * DESCRIPTOR) as u64;
     let kind = word(CONTROL + 8) == libc::SOL_SOCKET as u32 && word(CONTROL + 12) == libc::SCM_RIGHTS as u32;
     (whole && kind).then(|| word(CONTROL + FILE))
 }
@@ -224,7 +228,7 @@ mod tests {
         assert_eq!(full, Some(Errno::AGAIN));
         listener.dismiss_strangers();
         let process = knock().unwrap();
-        listener.accept(getpid()).unwrap().hand_over(std::fs::File::open("/dev/null").unwrap().as_fd()).unwrap();
+        listener.accept(getpid()).unwrap().hand_over(&[std::fs::File::open("/dev/null").unwrap().as_fd()]).unwrap();
         assert_eq!(got(&process), (1, 1));
     }
 
@@ -235,7 +239,7 @@ mod tests {
         let file = std::fs::File::open("/dev/null").unwrap();
         let process = connected(&listener);
         let kept = listener.accept(getpid()).unwrap();
-        kept.hand_over(file.as_fd()).unwrap();
+        kept.hand_over(&[file.as_fd()]).unwrap();
         assert_eq!(got(&process), (1, 1));
         drop(kept);
     }
@@ -243,15 +247,16 @@ mod tests {
     #[test]
     fn a_dropped_descriptor_is_noticed() {
         let mut area = [0; SCRATCH];
-        area[CONTROL..CONTROL + 8].copy_from_slice(&CONTROL_LEN.to_ne_bytes());
+        area[CONTROL..CONTROL + 8].copy_from_slice(&20_u64.to_ne_bytes());
         area[CONTROL + 8] = libc::SOL_SOCKET as u8;
         area[CONTROL + 12] = libc::SCM_RIGHTS as u8;
         area[CONTROL + 16] = 4;
-        assert_eq!(received(&area), Some(4));
+        assert_eq!(received(&area, 1), Some(4));
+        assert_eq!(received(&area, 2), None, "the second is missing");
         area[MESSAGE_FLAGS] = libc::MSG_CTRUNC as u8;
-        assert_eq!(received(&area), None);
+        assert_eq!(received(&area, 1), None);
         area[MESSAGE_FLAGS] = 0;
         area[CONTROL] = 16;
-        assert_eq!(received(&area), None);
+        assert_eq!(received(&area, 1), None);
     }
 }

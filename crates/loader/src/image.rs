@@ -171,7 +171,7 @@ fn create(wish: MemfdFlags) -> io::Result<File> {
     Ok(File::from(fd?))
 }
 
-fn protection(segment: &Segment) -> ProtFlags {
+pub(crate) fn protection(segment: &Segment) -> ProtFlags {
     let mut protection = ProtFlags::empty();
     protection.set(ProtFlags::READ, segment.read);
     protection.set(ProtFlags::WRITE, segment.write);

@@ -188,6 +188,11 @@ impl Injector {
         Ok(after.result())
     }
 
+    /// Lets the process go on at this address in the end, instead of where it stopped.
+    pub(crate) fn go_on_at(&mut self, address: u64) {
+        self.before = self.before.going_on_at(address);
+    }
+
     /// Keeps what the process does on SIGTRAP, which the trap at the end of a script resets.
     pub(crate) fn keep_trap(&mut self, action: [u8; SIGACTION]) {
         let handler = u64::from_ne_bytes(action[..WORD].try_into().expect("the first word"));

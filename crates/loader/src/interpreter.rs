@@ -20,7 +20,7 @@ pub(crate) struct Interpreter {
 }
 
 impl Interpreter {
-    fn open(path: &Path) -> Result<Self, LoadError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
         let fd = open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
             .map_err(system("the interpreter of the program cannot be opened"))?;
         let stat = fstat(&fd).map_err(system("the interpreter of the program cannot be examined"))?;

@@ -8,6 +8,7 @@ use rustix::fs::{Stat, major, minor};
 use crate::elf::{ADDRESS_END, Program, page_floor};
 use crate::error::LoadError;
 use crate::image::Image;
+use crate::interpreter::Interpreter;
 use crate::stack::FreshStack;
 use crate::sys::listed_as;
 
@@ -27,7 +28,8 @@ struct Mapping {
     file: String,
 }
 
-/// Compares a process at its exec stop with what the verified program must look like there, and returns its load bias.
+/// Compares a process at its exec stop with what the verified program must look like there: begun as its headers say, or in the
+/// interpreter that its package names.
 pub(crate) struct Expected<'a> {
     pub(crate) image: &'a Image,
     /// `/proc/PID/exe`, opened without reading rights.
@@ -35,13 +37,24 @@ pub(crate) struct Expected<'a> {
     pub(crate) entry: u64,
     pub(crate) auxiliary: &'a FreshStack,
     pub(crate) maps: &'a str,
+    /// The interpreter that packages on this machine name.
+    pub(crate) own: Option<&'a Interpreter>,
+}
+
+/// What was found of a process that is what it must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Its load bias.
+    pub(crate) bias: u64,
+    /// The load bias of our interpreter, where the kernel began in it.
+    pub(crate) own: Option<u64>,
 }
 
 impl Expected<'_> {
     /// # Errors
     /// [`LoadError::ProcessMismatch`] names the first difference, [`LoadError::Privileged`] a program with more rights than its
     /// caller, [`LoadError::Unsupported`] an interpreter that cannot be read.
-    pub(crate) fn check(&self, exe_file: impl FnOnce() -> Option<File>) -> Result<u64, LoadError> {
+    pub(crate) fn check(&self, exe_file: impl FnOnce() -> Option<File>) -> Result<Found, LoadError> {
         if self.auxiliary.auxiliary(libc::AT_SECURE) != 0 {
             return Err(LoadError::Privileged);
         }
@@ -56,19 +69,17 @@ impl Expected<'_> {
             expected = mappings(program, bias, &listed.unwrap_or_else(|| file_columns(&self.exe)), true);
         }
         let base = self.auxiliary.auxiliary(libc::AT_BASE);
+        if let Some(mut its) = self.own.and_then(|own| self.begun_in(own, base, &actual)) {
+            expected.append(&mut its);
+            compare(expected, actual)?;
+            return Ok(Found { bias, own: Some(base) });
+        }
         match &program.interpreter {
             Some(path) => {
                 let interpreter = self.image.found_interpreter(path)?;
-                // One that is linked to a fixed address has no base (klibc's).
-                let at_its_place = if interpreter.program.movable { base < ADDRESS_END } else { base == 0 };
-                if !at_its_place || self.entry != base.wrapping_add(interpreter.program.entry) {
-                    return Err(mismatch("it does not begin in its interpreter"));
-                }
-                let mut its = mappings(&interpreter.program, base, &file_columns(&interpreter.stat), false);
-                if !contained(&its, &actual) {
-                    let listed = listed_as(interpreter.file.as_fd()).unwrap_or_default();
-                    its = mappings(&interpreter.program, base, &listed, false);
-                }
+                let mut its = self
+                    .begun_in(&interpreter, base, &actual)
+                    .ok_or_else(|| mismatch("it does not begin in its interpreter; `chipbound verify` says which one the package names"))?;
                 expected.append(&mut its);
             }
             None if base != 0 => return Err(mismatch("it has an interpreter that the program does not name")),
@@ -76,7 +87,22 @@ impl Expected<'_> {
             None => {}
         }
         compare(expected, actual)?;
-        Ok(bias)
+        Ok(Found { bias, own: None })
+    }
+
+    /// The mappings of an interpreter at `base`, where the process begins in it.
+    fn begun_in(&self, interpreter: &Interpreter, base: u64, actual: &[Mapping]) -> Option<Vec<Mapping>> {
+        // One that is linked to a fixed address has no base (klibc's).
+        let at_its_place = if interpreter.program.movable { base != 0 && base < ADDRESS_END } else { base == 0 };
+        if !at_its_place || self.entry != base.wrapping_add(interpreter.program.entry) {
+            return None;
+        }
+        let its = mappings(&interpreter.program, base, &file_columns(&interpreter.stat), false);
+        if contained(&its, actual) {
+            return Some(its);
+        }
+        let its = mappings(&interpreter.program, base, &listed_as(interpreter.file.as_fd()).ok()?, false);
+        contained(&its, actual).then_some(its)
     }
 
     fn bias(&self) -> Result<u64, LoadError> {
@@ -146,6 +172,15 @@ fn merge(mappings: &mut Vec<Mapping>) {
         }
         joined
     });
+}
+
+/// Begin and end of everything that lies in a process, the kernel's own mappings included.
+pub(crate) fn taken(maps: &str) -> Result<Vec<(u64, u64)>, LoadError> {
+    let range = |line: &str| {
+        let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+        Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+    };
+    maps.lines().map(|line| range(line).ok_or_else(|| mismatch("its maps are unreadable"))).collect()
 }
 
 fn parse(maps: &str) -> Result<Vec<Mapping>, LoadError> {

@@ -21,7 +21,7 @@
 //!    the result register still to write there: the code of step 5 sets it anew, single calls are made only behind the end of execve.
 //! 3. **Which file.** The caller compares [`AtExec::exe_identity`] with the file it verified; a path from the client means nothing.
 //!    Where its policy says so, it takes away the variables that would bring foreign code in
-//!    ([`AtExec::drop_loader_variables`]).
+//!    ([`AtExec::drop_variables`]).
 //! 4. **Which process.** [`AtExec::complete`] compares what the kernel made with what the original's headers say: entry point,
 //!    address and number of program headers, base of the interpreter (auxiliary vector on the stack), instruction pointer, and every
 //!    mapping, with the interpreter found by the path that the verified program names. Whatever is there too, is missing or lies
@@ -40,7 +40,9 @@
 //!    memfd too.
 //!    Files that the program is to find open ([`AtExec::give`]) come the same way, before the memfd.
 //! 8. **Map.** Every segment is mapped over, private, with its original protection; executable ones are left out of core dumps. The
-//!    first one brings back the original program headers, which dynamic linkers and unwinders read.
+//!    first one brings back the original program headers, which dynamic linkers and unwinders read. Where the kernel began in our own
+//!    interpreter ([`AtExec::own_interpreter`]), that is unmapped, and the dynamic linker that the headers name is mapped from this side's
+//!    descriptor where the kernel would have had it; AT_BASE and the kernel's books of the process follow.
 //! 9. **Restore.** Descriptors are closed, the bytes of the vDSO, those below the stack and the registers are given back, then the signal
 //!    mask, then the process itself. What the program sees of all this is that `PR_GET_DUMPABLE` says 0, and that it was stopped for a moment.
 //!
@@ -87,10 +89,11 @@
 //! # Limits
 //!
 //! The memfd can be swapped out. The program's own `/proc/self` belongs to root while it is not dumpable. `VmExe` in its status is
-//! wrong, because the kernel looks for it among segments marked executable. Each process keeps a copy of its own of one page of the vDSO. The path of the interpreter is resolved in the processor's
+//! wrong where the process did not begin in our own interpreter, because the kernel looks for it among segments marked executable. Each process keeps a copy of its own of one page of the vDSO. The path of the interpreter is resolved in the processor's
 //! mount namespace. Set-user-id programs are refused. Everybody with `CAP_SYS_PTRACE` can read everything.
 
 mod client;
+mod direct;
 mod elf;
 mod error;
 mod exec;
@@ -107,6 +110,7 @@ mod sys;
 mod trace;
 
 pub use client::allow_tracer;
+pub use direct::OwnInterpreter;
 pub use error::LoadError;
 pub use exec::{AtExec, Given, Identity, MAX_MESSAGE, NOT_STARTED, Started};
 pub use image::{Image, PageSource, STEP};

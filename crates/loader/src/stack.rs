@@ -17,8 +17,10 @@ pub const LOADER_VARIABLES: &[&str] = &["LD_", "GLIBC_TUNABLES=", "GCONV_PATH=",
 const MAX_STACK: u64 = 8 << 20;
 /// The most auxiliary entries; kernels write about twenty.
 const MAX_AUXILIARY: usize = 64;
-/// How much of a variable is looked at, bytes; longer than any of [`LOADER_VARIABLES`].
-const NAME: usize = 16;
+/// How much of a variable is looked at, bytes; no name that is dropped is longer.
+const NAME: usize = 32;
+/// Bytes of a word of the stack.
+const WORD: u64 = 8;
 
 /// What lies on the stack of a process that has not run yet.
 #[derive(Debug)]
@@ -61,13 +63,24 @@ impl FreshStack {
         self.auxiliary.iter().find(|(key, _)| *key == kind).map_or(0, |(_, value)| *value)
     }
 
-    /// Takes the [`LOADER_VARIABLES`] out as if they had never been set, and returns how many there were. The auxiliary vector moves
+    /// Where the value of an auxiliary entry lies.
+    pub(crate) fn auxiliary_at(&self, kind: u64) -> Option<u64> {
+        let index = self.auxiliary.iter().position(|(key, _)| *key == kind)? as u64;
+        Some(self.auxiliary_range().0 + index * 2 * WORD + WORD)
+    }
+
+    /// Where the auxiliary vector lies, and its length with its end, bytes.
+    pub(crate) fn auxiliary_range(&self) -> (u64, u64) {
+        (self.at + (self.environment.len() as u64 + 1) * WORD, (self.auxiliary.len() as u64 + 1) * 2 * WORD)
+    }
+
+    /// Takes the variables that begin like one of `names` out as if they had never been set, and returns how many there were. The auxiliary vector moves
     /// down behind the shorter environment, where dynamic linkers look for it.
-    pub(crate) fn drop_loader_variables(&self, memory: &Memory) -> Result<usize, LoadError> {
+    pub(crate) fn drop_variables(&self, memory: &Memory, names: &[&str]) -> Result<usize, LoadError> {
         let mut kept = Vec::with_capacity(self.environment.len());
         let mut strings = Strings { memory, page: None, bytes: Vec::new() };
         for &variable in &self.environment {
-            if !is_for_loader(&mut strings, variable)? {
+            if !begins_like(&mut strings, variable, names)? {
                 kept.push(variable);
             }
         }
@@ -86,11 +99,11 @@ impl FreshStack {
     }
 }
 
-/// Whether the variable at an address begins like one of [`LOADER_VARIABLES`].
-fn is_for_loader(strings: &mut Strings<'_>, variable: u64) -> Result<bool, LoadError> {
+/// Whether the variable at an address begins like one of the names.
+fn begins_like(strings: &mut Strings<'_>, variable: u64, names: &[&str]) -> Result<bool, LoadError> {
     let mut name = [0; NAME];
     strings.read(variable, &mut name)?;
-    Ok(LOADER_VARIABLES.iter().any(|start| name.starts_with(start.as_bytes())))
+    Ok(names.iter().any(|start| name.starts_with(start.as_bytes())))
 }
 
 /// The strings of a stack, of which the page that was read last is kept: most of them lie side by side.

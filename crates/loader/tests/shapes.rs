@@ -3,6 +3,7 @@
 
 mod common;
 
+use chipbound_loader::LOADER_VARIABLES;
 use common::{Case, text};
 
 const HELLO: &str = r#"
@@ -242,8 +243,8 @@ int main(void) { for (char **p = environ; *p; p++) if (strstr(*p, "LD_") == *p |
         let set = "unset LD_LIBRARY_PATH; export LD_PRELOAD=/no/such.so LD_BIND_NOW=1 MINE_LD_=kept GLIBC_TUNABLES=glibc.malloc.check=0;";
         let client = common::Client::spawn(&case, &[], set);
         let mut at = client.at_exec().unwrap();
-        assert_eq!(at.drop_loader_variables().unwrap(), 3);
-        assert_eq!(at.drop_loader_variables().unwrap(), 0);
+        assert_eq!(at.drop_variables(LOADER_VARIABLES).unwrap(), 3);
+        assert_eq!(at.drop_variables(LOADER_VARIABLES).unwrap(), 0);
         at.complete(&case.image()).unwrap();
         let output = client.output();
         // The shells of the client have noticed the variables; the program has not.

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::confine::{self, Confinement};
 use crate::daemon;
 use crate::data;
+use crate::interpreter;
 use crate::processor::Processor;
 use crate::vault::Vault;
 use chipbound_host::{files, process};
@@ -52,6 +53,11 @@ fn init(dir: &Path, everyone: bool) -> Result<()> {
     println!("processor {}", vault.keys().key_id());
     println!("class     software: keys in sealed files, protected at rest and from other users, not from root");
     println!("wrote     {}", path.display());
+    match interpreter::ensure(&config) {
+        Ok(Some(path)) => println!("wrote     {}, which packages on this machine name", path.display()),
+        Ok(None) => {}
+        Err(refusal) => println!("no interpreter yet: {} (the daemon tries again when it starts)", refusal.detail),
+    }
     println!("next      chipbound processor run --config {}", path.display());
     println!("then      chipbound processor enroll --socket {} --authority https://HOST:PORT --voucher VOUCHER", config.socket.display());
     Ok(())

@@ -27,6 +27,9 @@ pub struct Config {
     /// Where programs may run.
     #[serde(default)]
     pub namespaces: Namespaces,
+    /// Direct start of packages.
+    #[serde(default)]
+    pub start: Start,
     /// Caps.
     #[serde(default)]
     pub limits: Limits,
@@ -55,6 +58,14 @@ pub enum Namespaces {
     Own,
     /// In any, for clients of the processor's own user, to whom nothing is promised anyway: for development.
     AnyForOwnUser,
+}
+
+/// Direct start of packages by the kernel.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Start {
+    /// Where the interpreter stands that packages on this machine name; without one they are started by `chipbound run` alone.
+    pub interpreter: Option<PathBuf>,
 }
 
 /// Caps. Beyond one of the first three a request is refused as `busy`.
@@ -137,7 +148,7 @@ impl Config {
         let mut config: Self = chipbound_host::config::load(path)?;
         config.class.parse::<Class>()?;
         let folder = path.parent().unwrap_or(Path::new("."));
-        for place in [&mut config.state, &mut config.spool, &mut config.socket] {
+        for place in [&mut config.state, &mut config.spool, &mut config.socket].into_iter().chain(config.start.interpreter.as_mut()) {
             *place = folder.join(&*place);
         }
         config.check(path)?;
@@ -172,6 +183,7 @@ impl Config {
         }
         text.replace("\nclients = \"own-user\"", "\nclients = \"everyone\"")
             .replace("\nsocket = \"processor.sock\"", "\nsocket = \"/run/chipbound/processor.sock\"")
+            .replace("\ninterpreter = \"interpreter\"", "\ninterpreter = \"/var/lib/chipbound/interpreter\"")
     }
 }
 
@@ -196,6 +208,7 @@ mod tests {
         assert_eq!(config.socket, Path::new("processor.sock"));
         let config = load(&Config::template(true)).expect("the template");
         assert_eq!((config.clients, config.socket.as_path()), (Clients::Everyone, Path::new("/run/chipbound/processor.sock")));
+        assert_eq!(config.start.interpreter.as_deref(), Some(Path::new("/var/lib/chipbound/interpreter")));
     }
 
     #[test]

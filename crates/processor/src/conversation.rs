@@ -103,9 +103,9 @@ fn answer(connection: &mut Connection, asked: Asked, held: &mut Option<Held>, us
             let size = open::open(connection, wanted(next())?, wanted(next())?, us)?;
             connection.send(&Response::Opened { size }, None)?;
         }
-        Request::Inspect => {
+        Request::Inspect { path } => {
             let _place = us.transfers.enter(connection.peer().uid)?;
-            let response = open::inspect(wanted(next())?, us)?;
+            let response = open::inspect(run::package(path.as_deref(), next())?, us)?;
             connection.send(&response, None)?;
         }
         Request::Forget { program } => {
@@ -157,7 +157,9 @@ fn describe(us: &Processor) -> Result<Response> {
         Some(e) => (e.issued.chain.clone(), Some(e.certified.validity().1), e.issued.root.clone()),
         None => (List::default(), None, Bytes::default()),
     };
-    Ok(Response::Description { processor: keys.key_id(), class: keys.class(), chain, valid_until, pid: std::process::id(), root })
+    let interpreter = us.interpreter.as_ref().map(|own| Bytes::new(own.path().as_os_str().as_encoded_bytes().to_vec())).transpose()?;
+    let (processor, class) = (keys.key_id(), keys.class());
+    Ok(Response::Description { processor, class, chain, valid_until, pid: std::process::id(), root, interpreter })
 }
 
 /// Only root and the daemon's own user may enroll it or make it forget.

@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod data;
 pub mod enrolling;
 pub mod intake;
+pub mod interpreter;
 mod libraries;
 pub mod line;
 pub mod open;

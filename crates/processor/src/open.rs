@@ -5,7 +5,7 @@ use crate::processor::Processor;
 use crate::run::check_file;
 use chipbound_sealing::ReadAt;
 use chipbound_trusted_core::{OpenedPackage, open_package};
-use chipbound_wire::bounded::Text;
+use chipbound_wire::bounded::{Bytes, Text};
 use chipbound_wire::control::Response;
 use chipbound_wire::{Code, Refusal, Result};
 use std::fs::File;
@@ -20,15 +20,14 @@ const STEP: usize = 256 * 1024;
 /// The shortest time between two words of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
-fn verify(package: OwnedFd, us: &Processor) -> Result<OpenedPackage<File>> {
-    let file = check_file(File::from(package))?;
+fn verify(file: File, us: &Processor) -> Result<OpenedPackage<File>> {
     let enrolment = us.vault.enrolment()?;
     open_package(file, &us.vault, &*us.vault.keys(), &enrolment.root)
 }
 
 /// Verifies the package whole, then writes its plaintext to `output`, when the vendor allows that. Gives the bytes written.
 pub fn open(connection: &mut Connection, package: OwnedFd, output: OwnedFd, us: &Processor) -> Result<u64> {
-    let opened = verify(package, us)?;
+    let opened = verify(check_file(File::from(package))?, us)?;
     if !opened.manifest.open_to_file {
         return Err(Refusal::new(Code::UseForbidden, format!("{} may be run, but not opened to a file", opened.manifest.program)));
     }
@@ -50,10 +49,11 @@ pub fn open(connection: &mut Connection, package: OwnedFd, output: OwnedFd, us: 
 }
 
 /// Is this package whole, and can it be opened here?
-pub fn inspect(package: OwnedFd, us: &Processor) -> Result<Response> {
+pub fn inspect(package: File, us: &Processor) -> Result<Response> {
     let opened = verify(package, us)?;
     let title = Text::cut(&format!("{} {}", opened.manifest.program, &*opened.manifest.version));
-    Ok(Response::Inspected { manifest: opened.manifest.digest(), title })
+    let interpreter = opened.start.map(|record| Bytes::new(record.interpreter().to_vec())).transpose()?;
+    Ok(Response::Inspected { manifest: opened.manifest.digest(), title, interpreter })
 }
 
 fn read_refusal<F>(_: &OpenedPackage<F>, error: std::io::Error) -> Refusal {

@@ -6,9 +6,10 @@ use crate::config::Config;
 use crate::data::InMemory;
 use crate::data::files::Files;
 use crate::data::kernel::Mounted;
+use crate::interpreter;
 use crate::spool::Spool;
 use crate::vault::{Enrolment, Vault};
-use chipbound_loader::{Image, Libraries};
+use chipbound_loader::{Image, Libraries, OwnInterpreter};
 use chipbound_session::tls::{DefaultTimeProvider, Identity, ProcessorConfig, processor_config};
 use chipbound_trusted_core::Step;
 use chipbound_wire::certificate::Role;
@@ -30,6 +31,8 @@ pub struct Processor {
     pub programs: Cache<Program>,
     /// Data that was opened whole, where it cannot be served.
     pub data: Cache<InMemory>,
+    /// The interpreter that packages on this machine name; none where the configuration names none, or it could not be written.
+    pub interpreter: Option<Arc<OwnInterpreter>>,
     /// Deliveries and openings at once.
     pub transfers: Arc<Places>,
     files: OnceLock<std::result::Result<Files, String>>,
@@ -70,8 +73,13 @@ impl Processor {
         let spool = Spool::open(&config.spool)?;
         let programs = Cache::new(config.limits.cache_entries, config.limits.cache_bytes);
         let data = Cache::new(config.limits.cache_entries, config.limits.data_in_memory_bytes);
+        let interpreter = interpreter::open(&config).unwrap_or_else(|refusal| {
+            tracing::warn!(reason = %refusal, "there is no interpreter: packages are started by `chipbound run` alone");
+            None
+        });
         let transfers = Places::new("deliveries and openings", config.limits.transfers, config.limits.transfers.div_ceil(2));
-        Ok(Self { config, vault, spool, programs, data, transfers, files: OnceLock::new(), enrolling: Mutex::new(()) })
+        let (files, enrolling) = (OnceLock::new(), Mutex::new(()));
+        Ok(Self { config, vault, spool, programs, data, interpreter, transfers, files, enrolling })
     }
 
     /// Serves data on this file system from now on, or remembers why there is none. Only the first call counts.

@@ -7,7 +7,8 @@ use crate::connection::{Connection, Peer};
 use crate::data::{self, Ready};
 use crate::libraries::Checked;
 use crate::processor::{Processor, Program};
-use chipbound_loader::{AtExec, Identity, Image, Libraries, LoadError, NOT_STARTED, PageSource, Tracer};
+use chipbound_interpreter::direct::MARK_NAME;
+use chipbound_loader::{AtExec, Identity, Image, LOADER_VARIABLES, Libraries, LoadError, NOT_STARTED, PageSource, Tracer};
 use chipbound_sealing::{PackageReader, ReadAt};
 use chipbound_trusted_core::{OpenedPackage, open_package};
 use chipbound_wire::control::Response;
@@ -22,6 +23,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+/// What our interpreter adds to the environment for its second exec ([`chipbound_interpreter::direct`]).
+const INTERPRETERS_OWN: &[&str] = &[MARK_NAME];
 
 /// Verifies and opens the package, attaches to the client, tells it to exec, and makes it the program. From
 /// [`Response::Ready`] on, a refusal is printed by the process itself, which ends with 126.
@@ -38,8 +42,8 @@ pub fn run(
     let peer = connection.peer();
     check_namespaces(peer, us)?;
     let package = match beside.len().checked_sub(with.len()) {
-        Some(0) => open_by_path(path)?,
-        Some(1) => check_file(File::from(beside.next().expect("one more than there are numbers")))?,
+        Some(0) => package(Some(path), None)?,
+        Some(1) => package(Some(path), beside.next())?,
         _ => return Err(Refusal::new(Code::Malformed, "other descriptors came with the request than it names")),
     };
     let identity = identity_of(&package)?;
@@ -52,6 +56,9 @@ pub fn run(
     confine::thread(Work::Start)?; // Only now: the client is on its way to its exec meanwhile.
     let libraries = Checked::new(peer, &package, &program);
     let mut stopped = tracer.await_exec(Duration::from_secs(us.config.limits.start_seconds)).map_err(refusal_of)?;
+    if let Some(own) = &us.interpreter {
+        stopped.own_interpreter(Arc::clone(own));
+    }
     if let Err(refusal) = prepare(&mut stopped, &identity, (&program, &libraries), &data) {
         let _ = stopped.refuse(&format!("chipbound: {refusal}\n"), NOT_STARTED); // Where that fails, it was killed.
         return Err(refusal);
@@ -69,9 +76,11 @@ fn prepare(stopped: &mut AtExec, verified: &Identity, opened: (&Program, &Checke
     if stopped.exe_identity().map_err(refusal_of)? != *verified {
         return Err(Refusal::new(Code::ProcessMismatch, "the file that was started is not the package that was verified"));
     }
-    if program.loader_variables == LoaderVariables::Forbid {
-        stopped.drop_loader_variables().map_err(refusal_of)?;
-    }
+    let taken_away = match program.loader_variables {
+        LoaderVariables::Forbid => &[LOADER_VARIABLES, INTERPRETERS_OWN].concat()[..],
+        LoaderVariables::Allow => INTERPRETERS_OWN,
+    };
+    stopped.drop_variables(taken_away).map_err(refusal_of)?;
     libraries.hold_for(stopped, program)?;
     for (number, ready) in data {
         stopped.give(ready.given(*number)?);
@@ -121,6 +130,15 @@ impl<F: ReadAt> PageSource for Plaintext<'_, F> {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.0.read_exact_at(buf, offset)
+    }
+}
+
+/// The package that a request is about: as its client opened it, or by its path.
+pub(crate) fn package(path: Option<&[u8]>, descriptor: Option<OwnedFd>) -> Result<File> {
+    match (descriptor, path) {
+        (Some(descriptor), _) => check_file(File::from(descriptor)),
+        (None, Some(path)) => open_by_path(path),
+        (None, None) => Err(Refusal::new(Code::Malformed, "neither a descriptor nor a path of the package came with the request")),
     }
 }
 

@@ -10,14 +10,13 @@
 use crate::elf::{self, Named};
 use crate::read_at::ReadAt;
 use chipbound_wire::bounded::{Bytes, List, decode, encode};
+use chipbound_wire::limits::MAX_INTERPRETER;
 use chipbound_wire::{Code, Refusal, Result};
 use minicbor::{Decode, Encode};
 use std::io;
 
 /// What a package with a start record ends with, before the record's length.
 pub(crate) const START_MAGIC: [u8; 8] = *b"CBSTART\x01";
-/// Bytes of the path of an interpreter, its closing NUL left out.
-pub const MAX_INTERPRETER: usize = 255;
 /// Bytes of the footer.
 const FOOTER: usize = 16;
 /// Bytes of a record in CBOR.
@@ -76,15 +75,13 @@ impl StartRecord {
     }
 
     /// The record that a file ends with, checked against what the file says without it; `None` where it ends with none.
-    /// [`Code::PlainPartsAltered`] where the record, or what it accounts for, is not what [`StartRecord::plan`] makes.
-    pub(crate) fn read(file: &dyn ReadAt) -> Result<Option<Self>> {
+    /// [`Code::PackageTruncated`] where the path does not lie where the record says, [`Code::PlainPartsAltered`] where the record, or what it accounts for, is not what [`StartRecord::plan`] makes.
+    pub fn read(file: &dyn ReadAt) -> Result<Option<Self>> {
         let Some((record_at, form)) = read_form(file)? else { return Ok(None) };
-        let path = record_at - form.delivered;
-        if !(2..=MAX_INTERPRETER as u64 + 1).contains(&path) {
-            return Err(altered("the interpreter's path"));
-        }
-        let path = bytes(file, form.delivered, path)?;
-        let interpreter = path.strip_suffix(&[0]).ok_or_else(|| altered("the interpreter's path"))?;
+        let moved = || Refusal::new(Code::PackageTruncated, "the package is not as long as its start record says");
+        let path = record_at.checked_sub(form.delivered).filter(|len| (2..=MAX_INTERPRETER as u64 + 1).contains(len));
+        let path = bytes(file, form.delivered, path.ok_or_else(moved)?)?;
+        let interpreter = path.strip_suffix(&[0]).filter(|path| path.starts_with(b"/")).ok_or_else(moved)?;
         let delivered = Delivered::of_form(file, &form);
         let expected = Self::plan(&delivered, interpreter).map_err(|e| altered(&e.detail))?;
         let expected = expected.filter(|record| record.form == form).ok_or_else(|| altered("other places than the interpreter's"))?;
@@ -173,7 +170,7 @@ fn read_form(file: &dyn ReadAt) -> Result<Option<(u64, Form)>> {
     let record_at = footer_at.checked_sub(length).filter(|_| length <= MAX_RECORD).ok_or_else(|| altered("its length"))?;
     let record = bytes(file, record_at, length)?;
     let form: Form = decode(&record).map_err(|e| altered("its form").because(e))?;
-    if form.delivered > record_at || encode(&form) != record {
+    if encode(&form) != record {
         return Err(altered("its form"));
     }
     Ok(Some((record_at, form)))

@@ -3,7 +3,7 @@
 use crate::gate::{Delivery, Released, release};
 use crate::keystore::KeyStore;
 use crate::state::{Memory, Record};
-use chipbound_sealing::{DataReader, Package, PackageReader, PageKeys, ReadAt, open_manifest};
+use chipbound_sealing::{DataReader, Package, PackageReader, PageKeys, ReadAt, StartRecord, open_manifest};
 use chipbound_wire::bounded::encode;
 use chipbound_wire::certificate::Trust;
 use chipbound_wire::documents::{Manifest, PackageDocuments, Seal, Terms};
@@ -16,6 +16,8 @@ pub struct OpenedPackage<F> {
     pub manifest: Verified<Manifest>,
     /// The order it was bought with.
     pub order: OrderId,
+    /// How the kernel starts it directly on this disk, if at all.
+    pub start: Option<StartRecord>,
     /// The plaintext: every byte was verified, and is verified again against what was seen first whenever it is read.
     pub plaintext: PackageReader<F>,
 }
@@ -39,8 +41,9 @@ pub struct OpenedData<F> {
 /// [`Code::PackageTruncated`], [`Code::ManifestMismatch`], [`Code::ClassRefused`], [`Code::SequenceTooOld`].
 pub fn open_package<F: ReadAt>(file: F, memory: &dyn Memory, keys: &dyn KeyStore, root: &Trust) -> Result<OpenedPackage<F>> {
     let Allowed { package, keys, seal, manifest, order } = allow(&file, memory, keys, root)?;
+    let start = package.start.clone();
     let plaintext = PackageReader::new(file, package, &keys, &seal)?;
-    Ok(OpenedPackage { manifest, order, plaintext })
+    Ok(OpenedPackage { manifest, order, start, plaintext })
 }
 
 /// Opens the package of data in `file` to be read in ranges: as [`open_package`], but no byte of the body is read before it is

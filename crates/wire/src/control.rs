@@ -6,7 +6,7 @@ use crate::bounded::{Bytes, List, Text};
 use crate::certificate::Chain;
 use crate::ids::{Digest, KeyId, OrderId, ProgramId, Time};
 pub use crate::limits::MAX_CONTROL;
-use crate::limits::{MAX_DOCUMENT, MAX_NAME, MAX_TEXT, MAX_WITH};
+use crate::limits::{MAX_DOCUMENT, MAX_INTERPRETER, MAX_NAME, MAX_TEXT, MAX_WITH};
 use crate::messages::Abort;
 use crate::suite::Class;
 use minicbor::{Decode, Encode};
@@ -66,9 +66,14 @@ pub enum Request {
     /// progress and [`Response::Opened`].
     #[n(6)]
     Open,
-    /// Is this package whole, and can it be opened here? One descriptor: the package. Answered with [`Response::Inspected`].
+    /// Is this package whole, and can it be opened here? A descriptor of the package, open for reading, comes along where the
+    /// client may read it. Answered with [`Response::Inspected`].
     #[n(7)]
-    Inspect,
+    Inspect {
+        /// The package's path, to open it where no descriptor came.
+        #[n(0)]
+        path: Option<Bytes<4096>>,
+    },
     /// Drop from memory what was opened. Only root or the processor's own uid may. Answered with [`Response::Forgotten`].
     #[n(8)]
     Forget {
@@ -120,6 +125,9 @@ pub enum Response {
         /// The root certificate that it trusts; empty before enrolment.
         #[n(5)]
         root: Bytes<{ crate::limits::MAX_CERTIFICATE }>,
+        /// The absolute path of its interpreter, for packages to name so that the kernel starts them; none where it has none.
+        #[n(6)]
+        interpreter: Option<Bytes<MAX_INTERPRETER>>,
     },
     /// So far.
     #[n(1)]
@@ -176,6 +184,9 @@ pub enum Response {
         /// Program and version, for people.
         #[n(1)]
         title: Text<MAX_TEXT>,
+        /// The interpreter that the package names; none where it can be started by `chipbound run` alone.
+        #[n(2)]
+        interpreter: Option<Bytes<MAX_INTERPRETER>>,
     },
     /// Refused.
     #[n(8)]

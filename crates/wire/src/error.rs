@@ -171,6 +171,8 @@ codes! {
     TraceRefused = "trace_refused", Environment, 503, "Another tracer holds the process, or the kernel forbids it: see the processor's set-up in the README.";
     /// A library that the program would load, or a folder in which it is looked for, could be anybody's.
     ForeignLibrary = "foreign_library", Denied, 403, "Have the administrator own that file and every folder above it, writable by nobody else; or ask the vendor to allow loader variables.";
+    /// A package names an interpreter that does not start it here.
+    NoDirectStart = "no_direct_start", Environment, 409, "Start it with `chipbound run`, or put it in place anew: chipbound install.";
     /// The client lives in another user or mount namespace.
     ForeignNamespace = "foreign_namespace", Denied, 403, "Start the program in the processor's own namespaces.";
     /// The program could not be started.

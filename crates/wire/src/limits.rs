@@ -22,6 +22,8 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 pub const MAX_CHUNK: usize = 256 * 1024;
 /// The layout of a package in CBOR.
 pub const MAX_LAYOUT: usize = 64 * 1024;
+/// The path of an interpreter that a placed package names, its closing NUL left out.
+pub const MAX_INTERPRETER: usize = 255;
 /// One request or response on the processor's unix socket.
 pub const MAX_CONTROL: usize = 256 * 1024;
 /// Packages of data that one program is started with.

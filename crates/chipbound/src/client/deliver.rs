@@ -66,6 +66,8 @@ struct Errand {
     size: u64,
     /// Whether the charge was taken before: then none is taken now.
     paid: bool,
+    /// What the kernel is to start the package by.
+    interpreter: Option<Vec<u8>>,
 }
 
 /// Buys a program for the processor of this device. Interrupted at any moment it is gone on with by calling it again: the
@@ -86,7 +88,7 @@ pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
     let what = format!("{} {}", confirmation.program.name(), &*confirmation.version);
     device.story.step(1002, &format!("order {} of {what} confirmed: {}", confirmation.order, confirmation.price), facts);
     let target = wish.target.clone().unwrap_or_else(|| pending.target.clone());
-    let errand = Errand { way: wish.way, target, size: pending.expected_size, paid: false };
+    let errand = Errand { way: wish.way, target, size: pending.expected_size, paid: false, interpreter: processor.interpreter };
     let delivered = match order.state {
         OrderState::Confirmed => {
             device.api.agree(&confirmation.order, confirmation.digest()).await?;
@@ -117,7 +119,7 @@ pub async fn redownload(device: &Device<'_>, receipt: &[u8], way: Way, target: O
     first_path(device).await?;
     let claims: Receipt = read_claims(receipt)?;
     let target = target.map_or_else(|| default_target(claims.program.name()), Ok)?;
-    fetch_again(device, receipt, &trust, Errand { way, target, size: 0, paid: true }).await
+    fetch_again(device, receipt, &trust, Errand { way, target, size: 0, paid: true, interpreter: processor.interpreter }).await
 }
 
 /// Sets the first path up: TLS to the server, whose certificate the log-in pinned or a public root signed, and the user's session.
@@ -179,7 +181,7 @@ async fn carry(device: &Device<'_>, confirmation: &Verified<Confirmation>, trust
     device.story.step(1010, "the processor verified the release token", json!({}));
 
     // 1115 (1011): the processor gives out the encrypted program; it is whole on this disk before its spool goes.
-    let package = partial.take(package, size).await?;
+    let package = partial.take(package, size, errand.interpreter.clone()).await?;
     blocking(move || super::receive::taken(&mut conversation)).await?;
     device.story.step(1011, &format!("{size} bytes stored as {}", package.display()), json!({ "bytes": size, "path": package }));
 

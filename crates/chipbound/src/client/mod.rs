@@ -3,6 +3,7 @@
 pub mod deliver;
 pub mod pending;
 pub mod place;
+pub mod placing;
 pub mod receive;
 pub mod relay;
 pub mod store;

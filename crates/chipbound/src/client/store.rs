@@ -1,6 +1,7 @@
 //! Step 1115 (1011): the package on the client's disk, whole or not at all.
 
 use super::blocking;
+use super::placing::name_interpreter;
 use chipbound_host::files::Pending;
 use chipbound_wire::{Code, Refusal, Result};
 use rustix::fs::{Advice, FallocateFlags, copy_file_range, fadvise, fallocate};
@@ -53,13 +54,16 @@ impl Partial {
     }
 
     /// Copies the package, `size` bytes from the start of `package`, and puts it in its place: file on the disk, then its name,
-    /// then its folder. [`Code::DiskFull`] leaves nothing behind.
-    pub async fn take(mut self, package: File, size: u64) -> Result<PathBuf> {
+    /// then its folder. A program names `interpreter` then, where one is given. [`Code::DiskFull`] leaves nothing behind.
+    pub async fn take(mut self, package: File, size: u64, interpreter: Option<Vec<u8>>) -> Result<PathBuf> {
         // The thread has a descriptor of its own: whoever cancels drops `self`, and with it the temporary name.
         let to = self.pending.file().try_clone().map_err(|e| Refusal::io(self.target.display(), e))?;
         let what = self.target.display().to_string();
         blocking(move || {
-            copy(&package, &to, size).and_then(|()| allow_execution(&to)).and_then(|()| to.sync_all()).map_err(|e| Refusal::io(what, e))
+            let failed = |e| Refusal::io(&what, e);
+            copy(&package, &to, size).map_err(failed)?;
+            name_interpreter(&to, interpreter.as_deref())?;
+            allow_execution(&to).and_then(|()| to.sync_all()).map_err(failed)
         })
         .await?;
         self.pending.keep()?;
@@ -69,7 +73,7 @@ impl Partial {
 
 /// Copies inside the kernel where the file systems can; by hand where they cannot. The disk writes beside it, so that little is left
 /// to wait for at the end.
-fn copy(from: &File, to: &File, size: u64) -> io::Result<()> {
+pub(crate) fn copy(from: &File, to: &File, size: u64) -> io::Result<()> {
     let mut by_hand: Option<Vec<u8>> = None;
     let mut done = 0;
     while done < size {
@@ -156,7 +160,7 @@ mod tests {
         let bytes: Vec<u8> = b"\x7fELF".iter().copied().chain((0..5_000_000u32).map(|i| (i >> 8) as u8)).collect();
         let partial = Partial::beside(&target).unwrap();
         assert!(!target.exists(), "not under its name before it is whole");
-        let stored = partial.take(file(&bytes), bytes.len() as u64).await.unwrap();
+        let stored = partial.take(file(&bytes), bytes.len() as u64, None).await.unwrap();
         assert_eq!(stored, target);
         assert!(std::fs::read(&target).unwrap() == bytes);
         assert_ne!(target.metadata().unwrap().permissions().mode() & 0o100, 0, "a program can be executed");
@@ -186,7 +190,7 @@ mod tests {
         let target = folder.path().join("tool");
         std::fs::write(&target, "old").unwrap();
         let partial = Partial::beside(&target).unwrap();
-        assert_eq!(partial.take(file(b"new"), 4).await.unwrap_err().code, Code::Io);
+        assert_eq!(partial.take(file(b"new"), 4, None).await.unwrap_err().code, Code::Io);
         drop(Partial::beside(&target).unwrap());
         assert_eq!(std::fs::read(&target).unwrap(), b"old");
         assert_eq!(names(folder.path()), ["tool"]);

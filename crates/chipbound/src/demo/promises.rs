@@ -4,7 +4,9 @@ use super::teller::Promise;
 use super::{Story, balance, ended, protected, same};
 use crate::client::Device;
 use crate::client::deliver::{Way, redownload};
+use crate::client::placing::name_interpreter;
 use crate::receipts;
+use chipbound_host::files::{PRIVATE, write_durably};
 use chipbound_sealing::Package;
 use chipbound_wire::{Code, Refusal, Result};
 use object::elf::{DT_NEEDED, FileHeader64, PF_X, PT_LOAD};
@@ -12,8 +14,8 @@ use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{Endianness, elf};
 use rustix::process::Signal;
 use std::ffi::OsString;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -26,6 +28,7 @@ pub(crate) async fn check_all(story: &Story<'_>) -> Result<Vec<Promise>> {
         promises.push(promise);
     };
     seen(the_same_output(story));
+    seen(it_is_a_command(story).await?);
     seen(nothing_runs_without_the_processor(story).await?);
     seen(another_processor_refuses(story).await?);
     for promise in flipped_bytes_are_refused(story).await? {
@@ -50,18 +53,53 @@ fn the_same_output(story: &Story<'_>) -> Promise {
     }
 }
 
-/// The package executed like any file stops before one encrypted byte runs: none of its segments may be executed.
-async fn nothing_runs_without_the_processor(story: &Story<'_>) -> Result<Promise> {
+/// The package executed like any file: the kernel starts it by the processor's interpreter.
+async fn it_is_a_command(story: &Story<'_>) -> Result<Promise> {
     let package = &story.delivered.package;
-    let executable = segments(package)?.into_iter().filter(|flags| flags & PF_X != 0).count();
+    let named = Package::read(&open(package)?)?.start.map(|record| String::from_utf8_lossy(record.interpreter()).into_owned());
     let (output, _) = super::world::run(package, &story.program.arguments, &story.world.path("bought")).await?;
-    let stopped = output.status.signal() == Some(Signal::SEGV.as_raw()) && output.stdout.is_empty();
+    Ok(Promise {
+        name: "direct_start",
+        text: "executed like any command, without `chipbound run`, it does the same".to_owned(),
+        held: named.is_some() && same(story.plain, &output),
+        evidence: format!("{}; started by {}", ended(output.status), named.as_deref().unwrap_or("nothing")),
+    })
+}
+
+/// Copies executed where no processor helps: one names an interpreter whose processor is not there, and says so; one is as it was
+/// delivered, and stops at its first instruction, for none of its segments may be executed.
+async fn nothing_runs_without_the_processor(story: &Story<'_>) -> Result<Promise> {
+    let executable = segments(&story.delivered.package)?.into_iter().filter(|flags| flags & PF_X != 0).count();
+    let interpreter = story.world.path("interpreter-of-none");
+    let bytes = chipbound_processor::interpreter::for_socket(&story.world.path("no-processor.sock"))?;
+    write_durably(&interpreter, &bytes, PRIVATE)?;
+    std::fs::set_permissions(&interpreter, Permissions::from_mode(0o755)).map_err(|e| Refusal::io(interpreter.display(), e))?;
+    let alone = copied(story, "alone", Some(interpreter.as_os_str().as_encoded_bytes())).await?;
+    let delivered = copied(story, "as-delivered", None).await?;
+    let told = alone.status.code() == Some(126) && !alone.stderr.is_empty();
+    let stopped = delivered.status.signal() == Some(Signal::SEGV.as_raw());
+    let silent = alone.stdout.is_empty() && delivered.stdout.is_empty();
     Ok(Promise {
         name: "nothing_runs_without_the_processor",
         text: "executed without the processor, it stops before one encrypted byte runs".to_owned(),
-        held: stopped && executable == 0,
-        evidence: format!("{executable} executable segments; {}, {} bytes on stdout", ended(output.status), output.stdout.len()),
+        held: told && stopped && silent && executable == 0,
+        evidence: format!("{executable} executable segments; {}, as delivered {}", ended(alone.status), ended(delivered.status)),
     })
+}
+
+/// Executes a copy of the package that names another interpreter, or none.
+async fn copied(story: &Story<'_>, name: &str, interpreter: Option<&[u8]>) -> Result<Output> {
+    let copy = story.world.path("bought").join(name);
+    let failed = |e| Refusal::io(copy.display(), e);
+    std::fs::copy(&story.delivered.package, &copy).map_err(failed)?;
+    let file = File::options().read(true).write(true).open(&copy).map_err(failed)?;
+    name_interpreter(&file, interpreter)?;
+    drop(file);
+    Ok(super::world::run(&copy, &story.program.arguments, &story.world.path("bought")).await?.0)
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|e| Refusal::io(path.display(), e))
 }
 
 async fn another_processor_refuses(story: &Story<'_>) -> Result<Promise> {
@@ -73,7 +111,7 @@ async fn another_processor_refuses(story: &Story<'_>) -> Result<Promise> {
 /// One byte of a sealed page and one plain byte, flipped in copies.
 async fn flipped_bytes_are_refused(story: &Story<'_>) -> Result<Vec<Promise>> {
     let package = &story.delivered.package;
-    let layout = Package::read(&File::open(package).map_err(|e| Refusal::io(package.display(), e))?)?.layout;
+    let layout = Package::read(&open(package)?)?.layout;
     let sealed = layout.sealed().first().ok_or_else(|| Refusal::new(Code::NotAPackage, "nothing of the package is sealed"))?;
     let plain = (0..layout.body_size()).rev().find(|at| !layout.sealed().iter().any(|r| (r.offset..r.end()).contains(at)));
     let plain = plain.ok_or_else(|| Refusal::new(Code::NotAPackage, "nothing of the package is plain"))?;

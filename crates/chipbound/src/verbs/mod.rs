@@ -1,6 +1,7 @@
 //! The verbs, by whose they are.
 
 pub mod customer;
+pub mod installed;
 pub mod package;
 pub mod processor;
 pub mod vendor;

@@ -63,7 +63,7 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
     }
 }
 
-fn file(path: &Path) -> Result<File> {
+pub(super) fn file(path: &Path) -> Result<File> {
     File::open(path).map_err(|e| Refusal::io(path.display(), e))
 }
 
@@ -93,8 +93,8 @@ fn opened(response: Response) -> Result<u64> {
 async fn inspect(socket: PathBuf, output: &Output, package: &Path) -> Result<()> {
     let opened = file(package)?;
     let parts = Package::read(&opened)?;
-    match ask(socket, output, Request::Inspect, vec![opened.into()]).await? {
-        Response::Inspected { manifest, title } => {
+    match ask(socket, output, Request::Inspect { path: None }, vec![opened.into()]).await? {
+        Response::Inspected { manifest, title, .. } => {
             // The processor has just verified these documents.
             let terms: Terms = read_claims(&parts.documents.terms)?;
             let (title, size, sealed) = (&*title, parts.layout.body_size(), parts.layout.sealed_bytes());
@@ -118,7 +118,7 @@ async fn inspect(socket: PathBuf, output: &Output, package: &Path) -> Result<()>
 }
 
 /// One request with its descriptors, its progress shown, and its answer.
-async fn ask(socket: PathBuf, output: &Output, request: Request, descriptors: Vec<OwnedFd>) -> Result<Response> {
+pub(super) async fn ask(socket: PathBuf, output: &Output, request: Request, descriptors: Vec<OwnedFd>) -> Result<Response> {
     let (tell, mut told) = mpsc::unbounded_channel();
     let answer = tokio::spawn(blocking(move || {
         let mut conversation = Conversation::open(&socket)?;

@@ -96,6 +96,12 @@ impl Registers {
         self.0.pc
     }
 
+    /// These registers, but about to go on at this address.
+    pub(crate) fn going_on_at(mut self, address: u64) -> Self {
+        self.0.pc = address;
+        self
+    }
+
     /// The stack pointer.
     pub(crate) fn stack(&self) -> u64 {
         self.0.sp

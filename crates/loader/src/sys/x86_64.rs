@@ -90,6 +90,11 @@ impl Registers {
         self.0.rip
     }
 
+    /// These registers, but about to go on at this address.
+    pub(crate) fn going_on_at(self, address: u64) -> Self {
+        Self(libc::user_regs_struct { rip: address, ..self.0 })
+    }
+
     /// The stack pointer.
     pub(crate) fn stack(&self) -> u64 {
         self.0.rsp

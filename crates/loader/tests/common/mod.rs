@@ -89,6 +89,14 @@ impl Case {
         self.write(&bytes);
     }
 
+    /// Turns the file at `path` into a package that names this interpreter.
+    pub(crate) fn place(&self, interpreter: &Path) {
+        let mut bytes = fs::read(&self.original).expect("the original");
+        seal(&mut bytes);
+        place(&mut bytes, interpreter);
+        self.write(&bytes);
+    }
+
     /// Replaces the file at `path`.
     pub(crate) fn write(&self, bytes: &[u8]) {
         let (data, fresh) = (self.dir.path().join("data"), self.dir.path().join("fresh"));
@@ -154,6 +162,21 @@ pub(crate) fn seal(bytes: &mut [u8]) {
         }
         bytes[at + index * size + 4] &= !(PF_X as u8);
     }
+}
+
+/// Appends the path and makes the program's interpreter header, or a note's, name it.
+fn place(bytes: &mut Vec<u8>, interpreter: &Path) {
+    let header = FileHeader64::<LE>::parse(&**bytes).expect("an ELF header");
+    let table = header.program_headers(LE, &**bytes).expect("program headers");
+    let kinds = [PT_INTERP, PT_GNU_PROPERTY, PT_NOTE];
+    let index = kinds.iter().find_map(|kind| table.iter().position(|h| h.p_type(LE) == *kind)).expect("a header to spare");
+    let at = header.e_phoff.get(LE) as usize + index * size_of::<ProgramHeader64<LE>>();
+    let path = [interpreter.as_os_str().as_encoded_bytes(), &[0]].concat();
+    let end = bytes.len() as u64;
+    bytes[at..at + 4].copy_from_slice(&PT_INTERP.to_le_bytes());
+    bytes[at + 8..at + 16].copy_from_slice(&end.to_le_bytes());
+    bytes[at + 32..at + 40].copy_from_slice(&(path.len() as u64).to_le_bytes());
+    bytes.extend(path);
 }
 
 /// A client that waits for its word. A test that fails leaves none behind.

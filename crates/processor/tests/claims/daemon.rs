@@ -69,7 +69,7 @@ fn a_delivery_over_the_socket_ends_with_the_package_and_an_empty_spool() {
 
 fn inspected(daemon: &Daemon, file: &std::path::Path) {
     let mut client = daemon.client();
-    client.ask(&Request::Inspect, &[File::open(file).expect("the package").as_fd()]);
+    client.ask(&Request::Inspect { path: None }, &[File::open(file).expect("the package").as_fd()]);
     let Response::Inspected { title, .. } = client.answer().expect("whole") else { panic!("another answer") };
     assert!(title.ends_with("/tool 1.0"), "{title:?}");
 }
@@ -233,9 +233,13 @@ fn garbage_on_the_socket_is_refused_and_the_daemon_lives_on() {
     ];
     // Every request of the contract without the descriptors it needs, and cut short at every length.
     let release = Request::Release { token: bytes(&[0; 50]) };
-    for request in
-        [Request::Open, Request::Inspect, release, Request::Run { path: bytes(b"/nowhere"), with: None }, receive(&[1; 9], Line::Tunnel)]
-    {
+    for request in [
+        Request::Open,
+        Request::Inspect { path: None },
+        release,
+        Request::Run { path: bytes(b"/nowhere"), with: None },
+        receive(&[1; 9], Line::Tunnel),
+    ] {
         let whole = chipbound_wire::bounded::encode(&request);
         attempts.extend((0..=whole.len()).map(|end| frame(&whole[..end])));
     }
@@ -260,9 +264,11 @@ fn garbage_on_the_socket_is_refused_and_the_daemon_lives_on() {
     let mut client = daemon.client();
     client.send(&frame(&chipbound_wire::bounded::encode(&Request::Describe)), &[file.as_fd(); 10]);
     assert_eq!(code(client.answer()), Code::Malformed, "more descriptors than any request has");
-    for request in
-        [Request::Inspect, Request::Run { path: bytes(b""), with: None }, receive(&world.ship(b"x", |_| {}).confirmation, Line::Tunnel)]
-    {
+    for request in [
+        Request::Inspect { path: None },
+        Request::Run { path: bytes(b""), with: None },
+        receive(&world.ship(b"x", |_| {}).confirmation, Line::Tunnel),
+    ] {
         let mut client = daemon.client();
         client.ask(&request, &[file.as_fd()]);
         let refusal = client.answer().expect_err("a device is no package and no socket");
@@ -326,7 +332,7 @@ fn connections_and_transfers_beyond_their_caps_are_refused_as_busy() {
     let mut first = [0; 1];
     (&theirs).read_exact(&mut first).expect("its first byte");
     let mut second = daemon.client();
-    second.ask(&Request::Inspect, &[File::open("/proc/self/exe").expect("a file").as_fd()]);
+    second.ask(&Request::Inspect { path: None }, &[File::open("/proc/self/exe").expect("a file").as_fd()]);
     assert_eq!(code(second.answer()), Code::Busy);
     drop(second);
     // Two more connections, and then none.

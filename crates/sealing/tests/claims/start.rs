@@ -3,7 +3,8 @@
 
 use crate::common::{Sealed, seal};
 use crate::programs::{build, readelf};
-use chipbound_sealing::{MAX_INTERPRETER, Package, PackageReader, ReadAt, StartRecord};
+use chipbound_sealing::{Package, PackageReader, ReadAt, StartRecord};
+use chipbound_wire::limits::MAX_INTERPRETER;
 use chipbound_wire::suite::Aead;
 use chipbound_wire::{Code, Result};
 use object::LittleEndian as LE;
