@@ -104,6 +104,21 @@ fn signals_limits_tracing_and_code_made_at_run_time_are_as_plain() {
     }
 }
 
+/// Through the kernel alone: nobody types `chipbound run` for the second of them.
+#[test]
+fn programs_that_start_themselves_and_other_packages_run_as_plain() {
+    let world = World::start("", 1);
+    world.publish(Path::new("/bin/echo"), "other", "1", &[]);
+    let other = world.buy("other", &[]);
+    let other = other.to_str().unwrap();
+    for (name, flags) in [("starter", &[][..]), ("starter-static", &["-static"])] {
+        let program = built(&world, name, STARTER, cc("cc", flags));
+        let calls: [(&[&str], &[u8]); 4] =
+            [(&["itself", "3"], b""), (&["spawns", other, "one", "two"], b""), (&["becomes", other, "three"], b""), (&["forks", "5"], b"")];
+        same_as_plain(&world, "", &program, &calls);
+    }
+}
+
 /// Thread-local variables, with and without initial values, aligned further than a page's words.
 const STORAGE: &str = r#"
 #include <pthread.h>
@@ -144,6 +159,34 @@ int main(int argc, char **argv) {
     int (*opened)(void) = (int (*)(void))dlsym(library, "next");
     printf("%d %d\n", opened(), opened != next);
     return dlclose(library);
+}"#;
+
+const STARTER: &str = r#"
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+extern char **environ;
+int main(int argc, char **argv) {
+    char left[16]; int status; pid_t pid;
+    if (!strcmp(argv[1], "itself")) {
+        printf("%s to go\n", argv[2]); fflush(stdout);
+        sprintf(left, "%d", atoi(argv[2]) - 1);
+        if (atoi(argv[2])) execl("/proc/self/exe", "named otherwise", "itself", left, (char *)0);
+        return 6;
+    }
+    if (!strcmp(argv[1], "spawns")) {
+        posix_spawn(&pid, argv[2], 0, 0, argv + 2, environ); waitpid(pid, &status, 0);
+        printf("it ended with %d\n", WEXITSTATUS(status)); return 4;
+    }
+    if (!strcmp(argv[1], "forks")) {
+        for (int n = 0; n < atoi(argv[2]); n++) if (!fork()) { execl("/proc/self/exe", "child", "itself", "0", (char *)0); _exit(9); }
+        for (int sum = 0; ; ) { if (wait(&status) < 0) return sum; sum += WEXITSTATUS(status); }
+    }
+    execv(argv[2], argv + 2);
+    return 9;
 }"#;
 
 const LARGE: &str = r#"
