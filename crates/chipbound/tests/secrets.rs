@@ -13,7 +13,7 @@ use data_encoding::{BASE32_NOPAD, BASE64_NOPAD, BASE64URL_NOPAD, HEXLOWER, HEXUP
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
@@ -324,6 +324,54 @@ fn folders_and_files_are_their_owners_alone() {
         }
     }
     assert!(seen > 20, "{seen}");
+}
+
+/// Where in the memory of a process, as its owner or root reads it, one of these byte strings lies; and how many mappings named
+/// `secretmem` gave nothing.
+fn in_memory(pid: u32, wanted: &[Vec<u8>]) -> (Vec<String>, usize) {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let (mut found, mut hidden) = (Vec::new(), 0);
+    for line in maps.lines().filter(|line| line.split_whitespace().nth(1).is_some_and(|rights| rights.starts_with('r'))) {
+        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let number = |text| u64::from_str_radix(text, 16).unwrap();
+        let mut bytes = vec![0; (number(to) - number(from)) as usize];
+        match memory.read_exact_at(&mut bytes, number(from)) {
+            Ok(()) if wanted.iter().any(|w| memchr::memmem::find(&bytes, w).is_some()) => found.push(line.to_owned()),
+            Ok(()) => {}
+            Err(_) => hidden += usize::from(line.contains("secretmem")),
+        }
+    }
+    (found, hidden)
+}
+
+#[test]
+fn whoever_reads_the_processors_whole_memory_finds_no_key_that_outlives_a_delivery() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not run here: only root may read the daemon's memory");
+        return;
+    }
+    let (world, _wrapper, secrets) = used();
+    let pid = world.daemons.daemons.last().unwrap().pid();
+    let public = chipbound::control::describe(&world.daemons.sockets[0]).unwrap().processor;
+    let (found, hidden) = in_memory(pid, &[public.0.to_vec()]);
+    assert!(!found.is_empty(), "the control: what is no secret is found");
+    let log = fs::read_to_string(world.folder.path().join("processor-1.log")).unwrap();
+    if hidden == 0 {
+        println!("not run here: this kernel has no memfd_secret, and the log says so");
+        assert!(log.contains("memory for keys"), "{log}");
+        return;
+    }
+    let lasting: Vec<_> = secrets
+        .iter()
+        .filter(|s| s.name.contains("of the processor") || s.name.contains("processor's") || s.name.contains("processor-1"))
+        .collect();
+    assert!(lasting.len() >= 4, "the key-encryption key, the identity key, two sealing keys");
+    for secret in lasting {
+        let reversed = secret.bytes.iter().rev().copied().collect();
+        let (found, _) = in_memory(pid, &[secret.bytes.clone(), reversed]);
+        assert!(found.is_empty(), "{} is in {found:#?}", secret.name);
+    }
 }
 
 /// Prints each path of its arguments that it can open, read the link of, or list.

@@ -106,6 +106,17 @@ pub fn read(path: &Path, limit: usize) -> Result<Vec<u8>> {
 /// Reads a file that holds a secret: it must belong to this process's user and nobody else may touch it
 /// ([`Code::InsecurePermissions`]).
 pub fn read_private(path: &Path, limit: usize) -> Result<Vec<u8>> {
+    read_limited(open_private(path)?, path, limit)
+}
+
+/// Fills `secret` with a file like that; whether it is of exactly that length. No other memory holds any of it.
+pub fn read_private_exactly(path: &Path, secret: &mut [u8]) -> Result<bool> {
+    let file = open_private(path)?;
+    let whole = file.metadata().is_ok_and(|meta| meta.len() == secret.len() as u64);
+    Ok(whole && (&file).read_exact(secret).is_ok())
+}
+
+fn open_private(path: &Path) -> Result<File> {
     let failed = |e| Refusal::io(format_args!("cannot read {}", path.display()), e);
     let file = File::open(path).map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
@@ -113,7 +124,7 @@ pub fn read_private(path: &Path, limit: usize) -> Result<Vec<u8>> {
         let detail = format!("{} has mode {:04o} and owner {}", path.display(), meta.permissions().mode() & 0o7777, meta.uid());
         return Err(Refusal::new(Code::InsecurePermissions, detail));
     }
-    read_limited(file, path, limit)
+    Ok(file)
 }
 
 fn read_limited(file: File, path: &Path, limit: usize) -> Result<Vec<u8>> {

@@ -3,12 +3,13 @@
 //! This protects keys in backups and copies that lack the key-encryption key, and by mode 0600 from other users; it does
 //! not protect them from root, nor from whoever takes both files.
 
-use crate::files::{PRIVATE, read_private, write_new};
+use crate::files::{PRIVATE, read_private, read_private_exactly, write_new};
 use aws_lc_rs::rand::SystemRandom as Generator;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use chipbound_sealing::at_rest;
 use chipbound_wire::signature::{Sign, p256_spki, to_der};
 use chipbound_wire::{Code, Random, Refusal, Result, SystemRandom};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
 use zeroize::Zeroizing;
@@ -17,7 +18,19 @@ use zeroize::Zeroizing;
 const MAX_SEALED: usize = 64 * 1024 * 1024;
 
 /// A key-encryption key, 32 bytes, from a file of its own (mode 0600).
-pub struct Kek(Zeroizing<[u8; 32]>);
+pub struct Kek(Held);
+
+/// Memory that holds secret bytes.
+pub type Held = Box<dyn AsRef<[u8]> + Send + Sync + UnwindSafe + RefUnwindSafe>;
+
+/// Ordinary memory, zeroed at its end.
+struct Heap(Zeroizing<[u8; 32]>);
+
+impl AsRef<[u8]> for Heap {
+    fn as_ref(&self) -> &[u8] {
+        &*self.0
+    }
+}
 
 impl std::fmt::Debug for Kek {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -28,35 +41,42 @@ impl std::fmt::Debug for Kek {
 impl Kek {
     /// Makes a fresh one and its file, which must not be there yet.
     pub fn create(path: &Path) -> Result<Self> {
-        let mut key = Zeroizing::new([0; 32]);
-        SystemRandom.fill(&mut *key);
-        write_new(path, &*key, PRIVATE)?;
+        let mut key = Box::new(Heap(Zeroizing::new([0; 32])));
+        SystemRandom.fill(&mut *key.0);
+        write_new(path, &*key.0, PRIVATE)?;
         Ok(Self(key))
     }
 
     /// Reads it from its file.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = Zeroizing::new(read_private(path, 32)?);
-        let key = <[u8; 32]>::try_from(bytes.as_slice())
-            .map_err(|_| Refusal::new(Code::Unsealable, format!("{} is not a key-encryption key of 32 bytes", path.display())))?;
-        Ok(Self(Zeroizing::new(key)))
+        let mut key = Box::new(Heap(Zeroizing::new([0; 32])));
+        if !read_private_exactly(path, &mut *key.0)? {
+            return Err(Refusal::new(Code::Unsealable, format!("{} is not a key-encryption key of 32 bytes", path.display())));
+        }
+        Ok(Self(key))
+    }
+
+    /// The same key in other memory; what held it before is zeroed. Refuses as `keep` does.
+    pub fn kept_in(self, keep: impl FnOnce(&[u8]) -> Result<Held>) -> Result<Self> {
+        let kept = Self(keep((*self.0).as_ref())?);
+        Ok(kept)
     }
 
     /// The bytes, for [`at_rest`].
     #[must_use]
     pub fn bytes(&self) -> &[u8; 32] {
-        &self.0
+        (*self.0).as_ref().try_into().expect("a key is made of 32 bytes, and memory keeps them")
     }
 
     /// Seals `bytes` for the purpose that `context` names.
     #[must_use]
     pub fn seal(&self, context: &str, bytes: &[u8]) -> Vec<u8> {
-        at_rest::seal(&self.0, context, bytes, &mut SystemRandom)
+        at_rest::seal(self.bytes(), context, bytes, &mut SystemRandom)
     }
 
     /// Opens what [`Self::seal`] made for the same purpose; anything else is [`Code::Unsealable`].
     pub fn open(&self, context: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
-        at_rest::open(&self.0, context, sealed)
+        at_rest::open(self.bytes(), context, sealed)
     }
 
     /// Writes `bytes` sealed to `path`, durably, replacing what is there.

@@ -25,4 +25,5 @@ pub mod processor;
 pub mod receive;
 pub mod run;
 pub mod spool;
+mod sys;
 pub mod vault;

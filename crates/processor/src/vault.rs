@@ -1,10 +1,11 @@
 //! What the daemon keeps: the key-encryption key, the key store, its enrolment, and what it remembers; each in a file of mode 0600,
 //! sealed but for the first.
 
+use crate::sys::{Hidden, SecretPages};
 use chipbound_host::files::{self, PRIVATE};
 use chipbound_host::{Kek, now};
 use chipbound_session::tls::SharedTrust;
-use chipbound_trusted_core::{KeyStore, Memory, Record, SoftwareKeyStore, State, Step, generate_identity};
+use chipbound_trusted_core::{Held, KeyStore, Memory, Record, SoftwareKeyStore, State, Step, generate_identity};
 use chipbound_wire::bounded::{Bytes, Text, decode, encode};
 use chipbound_wire::certificate::{Certified, Role, SealingKey, Trust};
 use chipbound_wire::documents::Manifest;
@@ -93,8 +94,8 @@ impl Vault {
     /// with [`Code::Unsealable`] when it was changed.
     pub fn open(folder: &Path) -> Result<Self> {
         check_folder(folder)?;
-        let kek = Kek::load(&folder.join(KEK))?;
-        let keys = SoftwareKeyStore::from_sealed(kek.bytes(), &files::read_private(&folder.join(KEYS), MAX_KEYS)?)?;
+        let kek = Kek::load(&folder.join(KEK))?.kept_in(hidden)?;
+        let keys = SoftwareKeyStore::from_sealed(kek.bytes(), &files::read_private(&folder.join(KEYS), MAX_KEYS)?)?.kept_in(&hidden)?;
         let stored = match folder.join(ENROLMENT) {
             path if path.exists() => Some(kek.load_sealed(&path, ENROLMENT_CONTEXT)?),
             _ => None,
@@ -136,6 +137,7 @@ impl Vault {
             next.rotate(|key| journal.state.needs(key), &mut SystemRandom);
         }
         files::write_durably(&self.folder.join(KEYS), &next.to_sealed(kek, &mut SystemRandom), PRIVATE)?;
+        let next = next.kept_in(&hidden)?;
         let fresh = next.sealing_keys();
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         Ok(fresh)
@@ -245,6 +247,17 @@ impl Journal {
         self.length += frame.len() as u64;
         Ok(())
     }
+}
+
+/// Keys lie in memory that is as far out of others' reach as this machine allows.
+fn hidden(secret: &[u8]) -> Result<Held> {
+    let pages = SecretPages::holding(secret).map_err(|e| Refusal::io("memory for keys", e))?;
+    match pages.hidden() {
+        Hidden::Secret => tracing::debug!(keys = %pages.hidden(), "memory for keys"),
+        Hidden::Locked => tracing::info!(keys = %pages.hidden(), "memory for keys"),
+        Hidden::Swappable => tracing::warn!(keys = %pages.hidden(), "memory for keys"),
+    }
+    Ok(Box::new(pages))
 }
 
 /// The folder must be ours and nobody else's.

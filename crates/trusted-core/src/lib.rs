@@ -10,11 +10,13 @@
 #![forbid(unsafe_code)]
 
 mod gate;
+mod held;
 mod keystore;
 mod package;
 mod state;
 
 pub use gate::{Delivery, Released, release};
+pub use held::{Held, Keep};
 pub use keystore::{KeyStore, SoftwareKeyStore, generate_identity};
 pub use package::{OpenedData, OpenedPackage, open_data, open_package};
 pub use state::{MAX_RECORDS, Memory, Prepared, Record, Release, State, Step};
