@@ -88,7 +88,7 @@
 //!
 //! # Limits
 //!
-//! The memfd can be swapped out. The program's own `/proc/self` belongs to root while it is not dumpable. `VmExe` in its status is
+//! The memfd can be swapped out unless it is locked ([`Image::lock`]). The program's own `/proc/self` belongs to root while it is not dumpable. `VmExe` in its status is
 //! wrong where the process did not begin in our own interpreter, because the kernel looks for it among segments marked executable. Each process keeps a copy of its own of one page of the vDSO. The path of the interpreter is resolved in the processor's
 //! mount namespace. Set-user-id programs are refused. Everybody with `CAP_SYS_PTRACE` can read everything.
 
@@ -103,6 +103,7 @@ mod inject;
 mod interpreter;
 mod layout;
 mod libraries;
+mod locked;
 mod mapping;
 mod script;
 mod stack;
@@ -115,6 +116,7 @@ pub use error::LoadError;
 pub use exec::{AtExec, Given, Identity, MAX_MESSAGE, NOT_STARTED, Started};
 pub use image::{Image, PageSource, STEP};
 pub use libraries::Libraries;
+pub use locked::Locked;
 pub use mapping::{Mapping, trace_obstacle};
 pub use rustix::process::Pid;
 pub use stack::LOADER_VARIABLES;

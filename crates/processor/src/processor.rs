@@ -9,7 +9,7 @@ use crate::data::kernel::Mounted;
 use crate::interpreter;
 use crate::spool::Spool;
 use crate::vault::{Enrolment, Vault};
-use chipbound_loader::{Image, Libraries, OwnInterpreter};
+use chipbound_loader::{Image, Libraries, Locked, OwnInterpreter};
 use chipbound_session::tls::{DefaultTimeProvider, Identity, ProcessorConfig, processor_config};
 use chipbound_trusted_core::Step;
 use chipbound_wire::certificate::Role;
@@ -52,6 +52,22 @@ pub struct Program {
     pub loader_variables: LoaderVariables,
     /// What its dynamic linker will load.
     pub libraries: Libraries,
+    /// Keeps its memory from being swapped out, after its first start.
+    pub locked: OnceLock<Option<Locked>>,
+}
+
+impl Program {
+    /// Locks its memory where the lock limit allows it. What is not locked is said in the log, once for each opening.
+    pub fn lock(&self) {
+        self.locked.get_or_init(|| {
+            let locked = self.image.lock();
+            if let Err(error) = &locked {
+                let bytes = self.image.memory();
+                tracing::warn!(program = %self.program, bytes, %error, "its code can be swapped out: raise the lock limit (ulimit -l, LimitMEMLOCK=)");
+            }
+            locked.ok()
+        });
+    }
 }
 
 impl Opened for Program {

@@ -66,6 +66,7 @@ pub fn run(
     let started = stopped.complete(&program.image).map_err(refusal_of)?;
     let stopped = started.stopped.as_micros();
     tracing::info!(program = %program.program, pid = started.pid.as_raw_nonzero(), stopped_microseconds = stopped, "started");
+    program.lock(); // Now that nobody waits for it.
     Ok(())
 }
 
@@ -113,6 +114,7 @@ fn open_program(package: &File, identity: &Identity, us: &Processor) -> Result<A
             sequence: opened.manifest.sequence,
             loader_variables: opened.manifest.loader_variables,
             libraries,
+            locked: OnceLock::new(),
         })
     };
     let program = us.programs.get(identity, verify, open)?;

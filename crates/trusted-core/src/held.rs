@@ -22,3 +22,25 @@ pub(crate) fn on_the_heap(secret: Zeroizing<Vec<u8>>) -> Held {
     }
     Box::new(Heap(secret))
 }
+
+/// Does something with secrets and overwrites what it left on the stack, which libraries do not do for their copies.
+pub(crate) fn leaving_nothing<T>(work: impl FnOnce() -> T) -> T {
+    let done = below(work);
+    erase_below();
+    done
+}
+
+/// Has `work` use the stack below this frame, where [`erase_below`] reaches.
+#[inline(never)]
+fn below<T>(work: impl FnOnce() -> T) -> T {
+    std::hint::black_box(work())
+}
+
+#[inline(never)]
+fn erase_below() {
+    let mut area = [0_u8; DEPTH];
+    std::hint::black_box(&mut area);
+}
+
+/// Bytes of stack that are overwritten; an X-Wing decapsulation uses less. A thread has 2 MiB.
+const DEPTH: usize = 128 * 1024;

@@ -3,7 +3,7 @@
 //! The HPKE key schedule stays above the store: it is asked for signatures and shared secrets only, so that a chip can take
 //! its place.
 
-use crate::held::{Held, Keep, on_the_heap};
+use crate::held::{Held, Keep, leaving_nothing, on_the_heap};
 use aws_lc_rs::rand::SystemRandom as SigningRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use chipbound_sealing::{Decapsulate, SealingKeyPair, at_rest};
@@ -85,7 +85,7 @@ impl Decapsulate for Generation {
     fn decapsulate(&self, kem: Kem, enc: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
         let none = || Refusal::new(Code::NotSupported, format!("this key store has no key for {kem}"));
         let (_, at) = self.get(kem).ok_or_else(none)?;
-        SealingKeyPair::deserialize(&bytes(&self.secrets)[at.clone()])?.decapsulate(kem, enc)
+        leaving_nothing(|| SealingKeyPair::deserialize(&bytes(&self.secrets)[at.clone()])?.decapsulate(kem, enc))
     }
 }
 
@@ -100,7 +100,7 @@ pub fn generate_identity() -> Zeroizing<Vec<u8>> {
 impl SoftwareKeyStore {
     /// New keys: the identity key `pkcs8` of [`generate_identity`] and a first generation of sealing keys.
     pub fn generate(pkcs8: Zeroizing<Vec<u8>>, random: &mut dyn Random) -> Result<Self> {
-        let pairs = fresh_pairs(random);
+        let pairs = leaving_nothing(|| fresh_pairs(random));
         Self::of(on_the_heap(encode(&pkcs8, &[pairs.iter().map(|pair| &pair[..]).collect()])))
     }
 
@@ -117,7 +117,7 @@ impl SoftwareKeyStore {
     /// none of their public halves that a package needs it; the newest two stay in any case. The secrets lie in ordinary memory
     /// afterwards.
     pub fn rotate(&mut self, needed: impl Fn(&Digest) -> bool, random: &mut dyn Random) {
-        let pairs = fresh_pairs(random);
+        let pairs = leaving_nothing(|| fresh_pairs(random));
         let mut generations: Vec<Vec<&[u8]>> = vec![pairs.iter().map(|pair| &pair[..]).collect()];
         for (index, generation) in self.generations.iter().enumerate() {
             let kept = index + 1 < KEPT_ANYWAY || generation.publics().iter().any(|key| needed(&Digest::of(&key.public)));
@@ -193,13 +193,17 @@ impl SoftwareKeyStore {
             let mut keys = Vec::new();
             for _ in 0..d.array().map_err(bad)?.unwrap_or(0) {
                 let at = place_of_bytes(&mut d).map_err(bad)?;
-                keys.push((SealingKeyPair::deserialize(&bytes(&secrets)[at.clone()])?.sealing_key(), at));
+                let pair = &bytes(&secrets)[at.clone()];
+                keys.push((leaving_nothing(|| SealingKeyPair::deserialize(pair).map(|pair| pair.sealing_key()))?, at));
             }
             generations.push(Generation { secrets: Arc::clone(&secrets), keys });
         }
-        let pair = identity_of(&bytes(&secrets)[identity.clone()])?;
-        let point: &[u8; 65] = pair.public_key().as_ref().try_into().expect("an uncompressed P-256 point has 65 bytes");
-        Ok(Self { spki: p256_spki(point), secrets, identity, generations })
+        let spki = leaving_nothing(|| {
+            let pair = identity_of(&bytes(&secrets)[identity.clone()])?;
+            let point: &[u8; 65] = pair.public_key().as_ref().try_into().expect("an uncompressed P-256 point has 65 bytes");
+            Ok(p256_spki(point))
+        })?;
+        Ok(Self { spki, secrets, identity, generations })
     }
 }
 

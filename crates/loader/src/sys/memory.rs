@@ -1,9 +1,11 @@
 //! Memory of another process, and how the kernel lists a mapping of a file.
 
+use std::ffi::c_void;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
 
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mlock, mmap, mmap_anonymous, mprotect, munmap};
 use rustix::process::Pid;
 
 /// Size of the pages that are tried, bytes.
@@ -76,11 +78,59 @@ fn covers(line: &str, address: u64) -> bool {
     range.is_some_and(|(start, end)| number(start).is_some_and(|start| start <= address) && number(end).is_some_and(|end| address < end))
 }
 
+/// A mapping of a memory file that keeps its pages from being swapped out.
+#[derive(Debug)]
+pub(crate) struct LockedPages {
+    address: NonNull<c_void>,
+    length: usize,
+}
+
+// SAFETY: the mapping is never read or written through this value; only its end unmaps it, once, from whatever thread.
+unsafe impl Send for LockedPages {}
+// SAFETY: as above: a shared reference gives no access to the mapping.
+unsafe impl Sync for LockedPages {}
+
+impl LockedPages {
+    /// Maps and locks so many bytes from the beginning of the file.
+    pub(crate) fn of(file: BorrowedFd<'_>, length: u64) -> io::Result<Self> {
+        let length = usize::try_from(length).map_err(io::Error::other)?;
+        // SAFETY: a fresh read-only mapping at an address of the kernel's choice overlaps nothing of ours.
+        let address = unsafe { mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::PRIVATE, file, 0) }?;
+        let pages = Self { address: NonNull::new(address).ok_or(io::ErrorKind::OutOfMemory)?, length };
+        // SAFETY: the mapping was just made with this length; locking it changes nothing that it holds.
+        unsafe { mlock(address, length) }?;
+        Ok(pages)
+    }
+}
+
+impl Drop for LockedPages {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `of` with this length, and nobody was given its address.
+        let _ = unsafe { munmap(self.address.as_ptr(), self.length) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    #[test]
+    fn locked_pages_are_locked_while_they_live() {
+        let file = rustix::fs::memfd_create("chipbound-locked", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 3 * 4096).unwrap();
+        let locked = || {
+            let all = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let ours = all.split("/memfd:chipbound-locked").nth(1)?.lines().find(|line| line.starts_with("Locked:"))?.to_owned();
+            ours.split_whitespace().nth(1)?.parse::<u64>().ok()
+        };
+        assert_eq!(locked(), None);
+        let pages = LockedPages::of(file.as_fd(), 3 * 4096).unwrap();
+        assert_eq!(locked(), Some(12), "kibibytes");
+        drop(pages);
+        assert_eq!(locked(), None);
+    }
 
     #[test]
     fn a_file_is_listed_as_the_kernel_lists_its_mappings() {

@@ -8,6 +8,7 @@ use chipbound_wire::suite::LoaderVariables;
 use chipbound_wire::{Digest, KeyId, ProgramId, Time};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 struct Plain(File);
 
@@ -25,7 +26,7 @@ pub(crate) fn echo(program: ProgramId) -> Program {
     let file = File::open("/bin/echo").expect("a program of every Debian");
     let source = Plain(file);
     let (image, libraries) = (Image::build(&source).expect("an image"), Libraries::of(&source).expect("its libraries"));
-    Program { image, program, sequence: 1, loader_variables: LoaderVariables::Forbid, libraries }
+    Program { image, program, sequence: 1, loader_variables: LoaderVariables::Forbid, libraries, locked: OnceLock::new() }
 }
 
 /// Whether a program had to be opened.
