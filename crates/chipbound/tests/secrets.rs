@@ -319,7 +319,10 @@ fn folders_and_files_are_their_owners_alone() {
                 }
                 seen += 1;
                 let known = path.extension().is_some_and(|e| public.contains(&e.to_str().unwrap()));
-                assert!(mode(&path) == 0o600 || (known && mode(&path) == 0o644), "{} {:o}", path.display(), mode(&path));
+                // The interpreter holds no secret: everybody who starts a package executes it.
+                let executed = path.file_name().is_some_and(|name| name == "interpreter") && mode(&path) == 0o755;
+                let fit = mode(&path) == 0o600 || (known && mode(&path) == 0o644) || executed;
+                assert!(fit, "{} {:o}", path.display(), mode(&path));
             }
         }
     }
