@@ -2,9 +2,8 @@
 
 use crate::home::Home;
 use crate::output::{Output, exit_code};
-use crate::run::run;
+use crate::run::{Wishes, run};
 use crate::verbs::{customer, installed, package, processor, vendor};
-use crate::with::With;
 use chipbound_wire::{Code, Refusal, Result};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
@@ -72,11 +71,11 @@ pub fn main() -> ExitCode {
     end_quietly_without_a_reader();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     if let Some((common, rest)) = parse_run(&arguments) {
-        return ExitCode::from(run_package(&common, &rest, &[]));
+        return ExitCode::from(run_package(&common, &Wishes::default(), &rest));
     }
     let cli = Cli::parse_from(arguments);
-    if let Verb::Package(package::Verb::Run { package, with }) = &cli.verb {
-        return ExitCode::from(run_package(&cli.common, package, with));
+    if let Verb::Package(package::Verb::Run { wishes, package }) = &cli.verb {
+        return ExitCode::from(run_package(&cli.common, wishes, package));
     }
     let output = Output::new(cli.common.json);
     match execute(cli, &output) {
@@ -161,14 +160,19 @@ fn parse_run(arguments: &[OsString]) -> Option<(Common, Vec<OsString>)> {
     }
 }
 
-fn run_package(common: &Common, arguments: &[OsString], with: &[With]) -> u8 {
+fn run_package(common: &Common, wishes: &Wishes, arguments: &[OsString]) -> u8 {
     let told = common.processor.as_deref();
     // Without a home there is still the socket that is told or usual.
     let socket = Home::locate(common.home.as_deref())
         .map_or_else(|_| told.unwrap_or(Path::new(crate::home::SYSTEM_SOCKET)).to_owned(), |h| h.processor(told));
-    let (refusal, code) = run(&socket, arguments, with);
-    Output::new(common.json).refusal(&refusal);
-    code
+    let output = Output::new(common.json);
+    match run(&socket, wishes, arguments, &output) {
+        Ok(()) => 0,
+        Err((refusal, code)) => {
+            output.refusal(&refusal);
+            code
+        }
+    }
 }
 
 #[cfg(test)]

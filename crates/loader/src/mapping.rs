@@ -10,7 +10,7 @@ use rustix::mm::ProtFlags;
 use rustix::process::Pid;
 
 use crate::image::{create_executable, create_memory};
-use crate::sys::{try_anonymous_code, try_mapping};
+use crate::sys::{ptrace_is_forbidden, try_anonymous_code, try_mapping};
 
 /// A way in which a program's code gets into a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,7 +46,7 @@ impl Mapping {
     }
 
     /// What keeps this process, on this machine, from this way: `None` if nothing does. Tried, not looked up; the kernel setting that is
-    /// known to be the cause is named. Whether a certain client may be traced is another question.
+    /// known to be the cause is named; one's own seccomp filter is better set afterwards. Whether a certain client may be traced is another question.
     #[must_use]
     pub fn obstacle(self) -> Option<String> {
         match self {
@@ -101,7 +101,7 @@ pub fn trace_obstacle(client: Pid, error: &io::Error) -> String {
         }
         _ => {}
     }
-    if filtered() {
+    if ptrace_is_forbidden() {
         return format!("a seccomp filter over the processor forbids ptrace ({error})");
     }
     format!("the kernel refused to trace the client ({error}); a processor of another user needs CAP_SYS_PTRACE")

@@ -94,8 +94,8 @@ fn answer(connection: &mut Connection, asked: Asked, held: &mut Option<Held>, us
             connection.send(&Response::Done, None)?;
             return Ok(Next::End);
         }
-        Request::Run { path, with } => {
-            run::run(connection, &path, &with.unwrap_or_default(), descriptors, us)?;
+        Request::Run { path, how, with } => {
+            run::run(connection, &path, how.as_ref(), &with.unwrap_or_default(), descriptors, us)?;
             return Ok(Next::End);
         }
         Request::Open => {

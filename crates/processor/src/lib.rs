@@ -27,3 +27,4 @@ pub mod run;
 pub mod spool;
 mod sys;
 pub mod vault;
+pub mod ways;

@@ -9,6 +9,7 @@ use crate::data::kernel::Mounted;
 use crate::interpreter;
 use crate::spool::Spool;
 use crate::vault::{Enrolment, Vault};
+use crate::ways::Obstacles;
 use chipbound_loader::{Image, Libraries, Locked, OwnInterpreter};
 use chipbound_session::tls::{DefaultTimeProvider, Identity, ProcessorConfig, processor_config};
 use chipbound_trusted_core::Step;
@@ -35,6 +36,8 @@ pub struct Processor {
     pub interpreter: Option<Arc<OwnInterpreter>>,
     /// Deliveries and openings at once.
     pub transfers: Arc<Places>,
+    /// What this machine puts in the way of each way of mapping.
+    pub obstacles: Obstacles,
     files: OnceLock<std::result::Result<Files, String>>,
     enrolling: Mutex<()>,
 }
@@ -94,8 +97,8 @@ impl Processor {
             None
         });
         let transfers = Places::new("deliveries and openings", config.limits.transfers, config.limits.transfers.div_ceil(2));
-        let (files, enrolling) = (OnceLock::new(), Mutex::new(()));
-        Ok(Self { config, vault, spool, programs, data, interpreter, transfers, files, enrolling })
+        let (files, enrolling, obstacles) = (OnceLock::new(), Mutex::new(()), Obstacles::here());
+        Ok(Self { config, vault, spool, programs, data, interpreter, transfers, obstacles, files, enrolling })
     }
 
     /// Serves data on this file system from now on, or remembers why there is none. Only the first call counts.

@@ -7,12 +7,14 @@ use crate::connection::{Connection, Peer};
 use crate::data::{self, Ready};
 use crate::libraries::Checked;
 use crate::processor::{Processor, Program};
+use crate::ways::{Way, Ways};
 use chipbound_interpreter::direct::MARK_NAME;
-use chipbound_loader::{AtExec, Identity, Image, LOADER_VARIABLES, Libraries, LoadError, NOT_STARTED, PageSource, Tracer};
+pub use chipbound_loader::LOADER_VARIABLES;
+use chipbound_loader::{AtExec, Identity, Image, Libraries, LoadError, NOT_STARTED, PageSource, Tracer};
 use chipbound_sealing::{PackageReader, ReadAt};
 use chipbound_trusted_core::{OpenedPackage, open_package};
-use chipbound_wire::control::Response;
-use chipbound_wire::suite::{Format, LoaderVariables};
+use chipbound_wire::control::{How, Response};
+use chipbound_wire::suite::{Format, LoaderVariables, Mapping};
 use chipbound_wire::{Code, Refusal, Result};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsStr;
@@ -35,6 +37,7 @@ const INTERPRETERS_OWN: &[&str] = &[MARK_NAME];
 pub fn run(
     connection: &mut Connection,
     path: &[u8],
+    how: Option<&How>,
     with: &[u32],
     mut beside: impl ExactSizeIterator<Item = OwnedFd>,
     us: &Processor,
@@ -50,23 +53,58 @@ pub fn run(
     let program = open_program(&package, &identity, us)?;
     let data = with.iter().zip(beside).map(|(number, file)| Ok((*number, data::ready(check_file(File::from(file))?, &program, us)?)));
     let data: Vec<(u32, Ready)> = data.collect::<Result<_>>()?;
-    let tracer = Tracer::seize(peer.pid).map_err(refusal_of)?;
-    check_peer(peer)?; // The pid is held by the trace from here on; it is still the client's.
+    let ways = Ways::of(peer, how, &program, !data.is_empty(), &us.obstacles)?;
+    let How { mapping, explain } = how.copied().unwrap_or_default();
+    if explain {
+        return connection.send(&ways.explained(mapping)?, None);
+    }
+    match ways.choose(mapping)? {
+        Way::Traced(tracer, mapping) => trace(connection, tracer, mapping, &Verified { package, identity, program, data }, us),
+        Way::Executed => hand_over(connection, &program),
+    }
+}
+
+/// What a client is to become.
+struct Verified {
+    package: File,
+    identity: Identity,
+    program: Arc<Program>,
+    /// Each with the number under which the program finds it.
+    data: Vec<(u32, Ready)>,
+}
+
+/// Tells the client to exec and makes it the program.
+fn trace(connection: &mut Connection, tracer: Tracer, mapping: Mapping, verified: &Verified, us: &Processor) -> Result<()> {
+    let Verified { package, identity, program, data } = verified;
+    check_peer(connection.peer())?; // The pid is held by the trace from here on; it is still the client's.
     connection.send(&Response::Ready, None)?;
     confine::thread(Work::Start)?; // Only now: the client is on its way to its exec meanwhile.
-    let libraries = Checked::new(peer, &package, &program);
+    let libraries = Checked::new(connection.peer(), package, program);
     let mut stopped = tracer.await_exec(Duration::from_secs(us.config.limits.start_seconds)).map_err(refusal_of)?;
+    if mapping == Mapping::Anonymous {
+        stopped.in_huge_pages();
+    }
     if let Some(own) = &us.interpreter {
         stopped.own_interpreter(Arc::clone(own));
     }
-    if let Err(refusal) = prepare(&mut stopped, &identity, (&program, &libraries), &data) {
+    if let Err(refusal) = prepare(&mut stopped, identity, (program, &libraries), data) {
         let _ = stopped.refuse(&format!("chipbound: {refusal}\n"), NOT_STARTED); // Where that fails, it was killed.
         return Err(refusal);
     }
     let started = stopped.complete(&program.image).map_err(refusal_of)?;
     let stopped = started.stopped.as_micros();
-    tracing::info!(program = %program.program, pid = started.pid.as_raw_nonzero(), stopped_microseconds = stopped, "started");
+    tracing::info!(program = %program.program, pid = started.pid.as_raw_nonzero(), %mapping, stopped_microseconds = stopped, "started");
     program.lock(); // Now that nobody waits for it.
+    Ok(())
+}
+
+/// Gives the client what it executes: the program's own file, which its user may not read.
+fn hand_over(connection: &mut Connection, program: &Program) -> Result<()> {
+    let file = program.image.executable().map_err(refusal_of)?;
+    let response = Response::Execute { drop_loader_variables: program.loader_variables == LoaderVariables::Forbid };
+    connection.send(&response, Some(file.as_fd()))?;
+    let pid = connection.peer().pid.as_raw_nonzero();
+    tracing::info!(program = %program.program, pid, mapping = %Mapping::MemfdExec, "handed over");
     Ok(())
 }
 

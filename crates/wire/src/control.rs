@@ -8,7 +8,7 @@ use crate::ids::{Digest, KeyId, OrderId, ProgramId, Time};
 pub use crate::limits::MAX_CONTROL;
 use crate::limits::{MAX_DOCUMENT, MAX_INTERPRETER, MAX_NAME, MAX_TEXT, MAX_WITH};
 use crate::messages::Abort;
-use crate::suite::Class;
+use crate::suite::{Class, Mapping};
 use minicbor::{Decode, Encode};
 
 /// What a client asks. One connection carries one conversation.
@@ -51,12 +51,16 @@ pub enum Request {
     Taken,
     /// Attach to this process, which will exec the package. A descriptor of the package, open for reading, comes along where
     /// the client may read it, then one of each package of data that the program is to find open. Answered with [`Response::Ready`];
-    /// then the client execs.
+    /// then the client execs. A client that says how can be answered with [`Response::Execute`] too, or, where it asks for it, is only
+    /// told with [`Response::Explained`].
     #[n(5)]
     Run {
         /// The package's path, to open it where no descriptor came; never trusted as its identity.
         #[n(0)]
         path: Bytes<4096>,
+        /// How its code is to get into the process.
+        #[n(1)]
+        how: Option<How>,
         /// The descriptors under which the program finds its data, in the order of the packages that came along. The client holds
         /// them until its exec, open to anything.
         #[n(8)]
@@ -81,6 +85,28 @@ pub enum Request {
         #[n(0)]
         program: Option<ProgramId>,
     },
+}
+
+/// How a program's code is to get into its process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
+pub struct How {
+    /// In this way and no other; absent: as the processor chooses.
+    #[n(0)]
+    pub mapping: Option<Mapping>,
+    /// Say the ways, and start nothing.
+    #[n(1)]
+    pub explain: bool,
+}
+
+/// One way of mapping on this machine, for this client and package.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct WayHere {
+    /// Which.
+    #[n(0)]
+    pub mapping: Mapping,
+    /// What stands in its way; absent: nothing.
+    #[n(1)]
+    pub obstacle: Option<Text<MAX_TEXT>>,
 }
 
 /// How the second path reaches the server (source \[31\]).
@@ -204,5 +230,22 @@ pub enum Response {
         /// Bytes of their memory.
         #[n(1)]
         bytes: u64,
+    },
+    /// Execute the descriptor that comes along; nothing is attached to the client.
+    #[n(10)]
+    Execute {
+        /// Whether the variables that bring foreign code in are to be taken out of the environment before.
+        #[n(0)]
+        drop_loader_variables: bool,
+    },
+    /// How the package would be started.
+    #[n(11)]
+    Explained {
+        /// The way that would be taken; absent where none can be.
+        #[n(0)]
+        chosen: Option<Mapping>,
+        /// All ways, the preferred first.
+        #[n(1)]
+        ways: List<WayHere, 8>,
     },
 }

@@ -109,6 +109,18 @@ choices! {
 }
 
 choices! {
+    /// The way in which a program's code gets into its process.
+    Mapping("way of mapping") {
+        /// Mapped privately from one sealed memory file that all instances share.
+        SealedMemfd = 1, "sealed-memfd";
+        /// Copied into anonymous memory, in huge pages where the kernel has them.
+        Anonymous = 2, "anonymous";
+        /// The client executes a memory file that its user may not read (mode 0111).
+        MemfdExec = 3, "memfd-exec";
+    }
+}
+
+choices! {
     /// The class of key store, as certified by the authority.
     Class("class of key store") {
         /// Keys in a sealed file: protected at rest and from other users, not from root.

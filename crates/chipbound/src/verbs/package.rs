@@ -6,7 +6,7 @@ use crate::client::{Story, blocking};
 use crate::control::{Conversation, unexpected};
 use crate::home::Home;
 use crate::output::Output;
-use crate::with::With;
+use crate::run::Wishes;
 use chipbound_host::files::Pending;
 use chipbound_sealing::Package;
 use chipbound_wire::control::{Request, Response};
@@ -26,12 +26,12 @@ use tokio::sync::mpsc;
 pub enum Verb {
     /// Run a package; everything after its name is the program's own
     #[command(
-        after_help = "Example:\n  chipbound run ./perl -e 'print 6 * 7, qq(\\n)'\n  chipbound run --with MODEL=./weights ./infer --prompt hello\n\nIn the second, infer finds the path of the opened weights in the environment variable MODEL, and nobody else can open it."
+        after_help = "Example:\n  chipbound run ./perl -e 'print 6 * 7, qq(\\n)'\n  chipbound run --with MODEL=./weights ./infer --prompt hello\n  chipbound run --explain ./perl\n  chipbound run --mapping anonymous ./perl -v\n\nIn the second, infer finds the path of the opened weights in the environment variable MODEL, and nobody else can open it."
     )]
     Run {
-        /// A package of data that the program finds open, its path in an environment variable; once for each
-        #[arg(long, value_name = "NAME=PACKAGE")]
-        with: Vec<With>,
+        /// How it starts.
+        #[command(flatten)]
+        wishes: Wishes,
         /// The package, then the program's arguments
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["PACKAGE", "ARGS"])]
         package: Vec<OsString>,
@@ -57,7 +57,7 @@ pub enum Verb {
 pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()> {
     let socket = Home::locate(common.home.as_deref())?.processor(common.processor.as_deref());
     match verb {
-        Verb::Run { package, with } => Err(crate::run::run(&socket, &package, &with).0),
+        Verb::Run { wishes, package } => crate::run::run(&socket, &wishes, &package, output).map_err(|(refusal, _)| refusal),
         Verb::Open { package, output: target } => open(socket, output, &package, &target).await,
         Verb::Inspect { package } => inspect(socket, output, &package).await,
     }

@@ -69,6 +69,13 @@ pub(crate) fn seize(pid: Pid) -> io::Result<()> {
     unsafe { ptrace(libc::PTRACE_SEIZE, pid, 0, options as usize) }
 }
 
+/// Whether the request itself is refused, whomever it is about: asked for a process that cannot exist.
+pub(crate) fn ptrace_is_forbidden() -> bool {
+    // SAFETY: PTRACE_SEIZE takes flags as data, no address.
+    let asked = unsafe { ptrace(libc::PTRACE_SEIZE, Pid::from_raw(i32::MAX).expect("positive"), 0, 0) };
+    asked.is_err_and(|error| error.raw_os_error() != Some(libc::ESRCH))
+}
+
 /// Lets a stopped process go on, with a signal (0: none).
 pub(crate) fn resume(pid: Pid, signal: i32) -> io::Result<()> {
     // SAFETY: PTRACE_CONT takes a signal number as data, no address.
