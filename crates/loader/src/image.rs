@@ -3,10 +3,13 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, ftruncate, memfd_create, open};
 use rustix::mm::ProtFlags;
@@ -19,8 +22,13 @@ use crate::interpreter::{Interpreter, LastInterpreter};
 /// How many bytes are taken from the source at once; with the headers all that a build holds outside the memfd.
 pub const STEP: usize = 256 * 1024;
 
+/// Steps for each thread that copies: below, a thread costs more than it does.
+const STEPS_PER_THREAD: usize = 4;
+/// The most threads that copy one program.
+const MAX_THREADS: usize = 8;
+
 /// Gives the bytes of the original program, already verified; the loader never sees a key.
-pub trait PageSource {
+pub trait PageSource: Sync {
     /// The length of the original program, bytes.
     fn len(&self) -> u64;
 
@@ -29,8 +37,8 @@ pub trait PageSource {
         self.len() == 0
     }
 
-    /// Fills `buf` with the bytes from `offset` on. The loader asks in ascending order, at most [`STEP`] bytes at once, and only
-    /// for what lies below [`len`](Self::len).
+    /// Fills `buf` with the bytes from `offset` on. The loader asks from several threads at once where the program is large, for at most
+    /// [`STEP`] bytes, and only for what lies below [`len`](Self::len).
     ///
     /// # Errors
     /// Anything that keeps the source from giving verified bytes; the build stops with [`LoadError::Source`].
@@ -62,7 +70,8 @@ pub(crate) struct Part {
 }
 
 impl Image {
-    /// Reads every segment of the program into a memfd of its own and seals it. Takes [`STEP`] bytes of ordinary memory.
+    /// Reads every segment of the program into a memfd of its own and seals it. Takes [`STEP`] bytes of ordinary memory for each thread
+    /// that reads, of which large programs have several.
     ///
     /// # Errors
     /// [`LoadError::Unsupported`] if the program is not one the loader follows, [`LoadError::Source`] if the source fails,
@@ -79,10 +88,8 @@ impl Image {
         }
         ftruncate(&memory, bytes).map_err(system("the memory file cannot be given its size"))?;
         let filled = program.segments.iter().filter(|s| s.in_file > 0).zip(&parts);
-        let mut buf = Zeroizing::new(vec![0; STEP]);
-        for (segment, part) in filled {
-            fill(&memory, source, segment, part, &mut buf)?;
-        }
+        let steps: Vec<_> = filled.flat_map(|(segment, part)| steps(source.len(), segment, part)).collect();
+        fill(&memory, source, &steps)?;
         seal(&memory)?;
         Ok(Self { memory, bytes, program, parts, interpreter: LastInterpreter::default() })
     }
@@ -179,20 +186,58 @@ pub(crate) fn protection(segment: &Segment) -> ProtFlags {
     protection
 }
 
-/// Copies the pages of one segment. What the file has no bytes for, and what lies behind a segment that goes on in memory, stays
-/// zero.
-fn fill(memory: &File, source: &dyn PageSource, segment: &Segment, part: &Part, buf: &mut [u8]) -> Result<(), LoadError> {
+/// Some bytes of the program, and where they go in the memfd.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    offset: u64,
+    length: usize,
+    at: u64,
+}
+
+/// The bytes of one segment that are copied, in pieces of at most [`STEP`]. What the file has no bytes for, and what lies behind a segment
+/// that goes on in memory, stays zero.
+fn steps(len: u64, segment: &Segment, part: &Part) -> impl Iterator<Item = Step> {
     let begin = page_floor(segment.offset);
     let file_end = segment.offset + segment.in_file;
-    let end = if segment.in_memory > segment.in_file { file_end } else { file_end.next_multiple_of(PAGE).min(source.len()) };
-    let mut offset = begin;
-    while offset < end {
-        let step = buf.len().min(usize::try_from(end - offset).unwrap_or(usize::MAX));
-        source.read_at(offset, &mut buf[..step]).map_err(LoadError::Source)?;
-        memory.write_all_at(&buf[..step], part.at + (offset - begin)).map_err(system("the memory file cannot be filled"))?;
-        offset += step as u64;
-    }
-    Ok(())
+    let end = if segment.in_memory > segment.in_file { file_end } else { file_end.next_multiple_of(PAGE).min(len) };
+    let at = part.at;
+    (begin..end).step_by(STEP).map(move |offset| Step {
+        offset,
+        length: usize::try_from(end - offset).unwrap_or(STEP).min(STEP),
+        at: at + (offset - begin),
+    })
+}
+
+/// Copies all steps, on as many threads as the machine has cores for.
+fn fill(memory: &File, source: &dyn PageSource, steps: &[Step]) -> Result<(), LoadError> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut buf = Zeroizing::new(vec![0; STEP]);
+        while let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let piece = &mut buf[..step.length];
+            let copied = source.read_at(step.offset, piece).map_err(LoadError::Source);
+            let copied = copied.and_then(|()| memory.write_all_at(piece, step.at).map_err(system("the memory file cannot be filled")));
+            if copied.is_err() {
+                next.store(steps.len(), Ordering::Relaxed); // The others stop too.
+                return copied;
+            }
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let others =
+            (1..threads_for(steps.len())).filter_map(|_| thread::Builder::new().name("open".into()).spawn_scoped(scope, work).ok());
+        let others: Vec<_> = others.collect();
+        let own = work();
+        others.into_iter().fold(own, |sum, other| sum.and(other.join().expect("copying does not panic")))
+    })
+}
+
+/// How many threads copy so many steps.
+fn threads_for(steps: usize) -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    let cores = *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get));
+    (steps / STEPS_PER_THREAD).clamp(1, cores.min(MAX_THREADS))
 }
 
 /// Copies bytes from one file to another.

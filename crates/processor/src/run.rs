@@ -163,7 +163,7 @@ fn open_program(package: &File, identity: &Identity, us: &Processor) -> Result<A
 /// The verified plaintext as the loader reads it.
 struct Plaintext<'a, F>(&'a PackageReader<F>);
 
-impl<F: ReadAt> PageSource for Plaintext<'_, F> {
+impl<F: ReadAt + Sync> PageSource for Plaintext<'_, F> {
     fn len(&self) -> u64 {
         self.0.size()
     }

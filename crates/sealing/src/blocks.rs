@@ -3,11 +3,22 @@
 
 use crate::layout::CHUNK_STEP;
 use blake3::hazmat::{HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
-use chipbound_wire::Digest;
+use chipbound_wire::{Digest, Result};
+use std::borrow::Cow;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::{self, available_parallelism};
 
 /// Bytes of a block: a power of two, and so a subtree of BLAKE3 wherever it lies.
 pub(crate) const BLOCK: usize = CHUNK_STEP;
 const _: () = assert!(BLOCK.is_power_of_two());
+
+/// Bytes of a body for each thread that hashes it: below, a thread costs more than it does.
+const PER_THREAD: u64 = 1 << 20;
+/// The most threads that hash one body.
+const MAX_THREADS: u64 = 8;
+/// Chunks that wait for each thread.
+const WAITING: usize = 2;
 
 /// The chaining values of all blocks of a body.
 pub(crate) struct Blocks {
@@ -19,6 +30,55 @@ impl Blocks {
     /// For a body of `size` bytes, none of which was seen yet.
     pub(crate) fn new(size: u64) -> Self {
         Self { size, values: Vec::new() }
+    }
+
+    /// Hashes a body that `read` gives to the function it is called with, chunk by chunk and in order: whole blocks, but for the last
+    /// chunk. Large bodies are hashed on several threads meanwhile.
+    pub(crate) fn of<'a>(size: u64, read: impl FnOnce(&mut dyn FnMut(Cow<'a, [u8]>)) -> Result<()>) -> Result<Self> {
+        let mut blocks = Self::new(size);
+        if threads_for(size) < 2 {
+            read(&mut |chunk| blocks.update(&chunk))?;
+            return Ok(blocks);
+        }
+        let count = usize::try_from(size.div_ceil(BLOCK as u64)).expect("bodies are far smaller than memory can be addressed");
+        blocks.values = vec![[0; 32]; count];
+        let (sender, queue) = sync_channel(threads_for(size) * WAITING);
+        let queue = Mutex::new(queue);
+        let nothing = Self::new(size);
+        let hashed = thread::scope(|scope| {
+            let hash = || nothing.hash(&queue);
+            let named = || thread::Builder::new().name("hash".into());
+            let others: Vec<_> = (1..threads_for(size)).filter_map(|_| named().spawn_scoped(scope, hash).ok()).collect();
+            let mut first = 0;
+            let mut own = Vec::new();
+            let done = read(&mut |chunk| {
+                let blocks = chunk.len().div_ceil(BLOCK);
+                if others.is_empty() {
+                    own.extend(nothing.values_of(first, &chunk)); // No thread could be had.
+                } else {
+                    sender.send((first, chunk)).expect("the receiver outlives this");
+                }
+                first += blocks;
+            });
+            drop(sender);
+            own.extend(others.into_iter().flat_map(|other| other.join().expect("hashing does not panic")));
+            done.map(|()| own)
+        })?;
+        for (index, value) in hashed {
+            blocks.values[index] = value;
+        }
+        Ok(blocks)
+    }
+
+    /// One thread's part of [`Self::of`].
+    fn hash(&self, queue: &Mutex<Receiver<(usize, Cow<'_, [u8]>)>>) -> Vec<(usize, [u8; 32])> {
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).recv().ok();
+        std::iter::from_fn(next).flat_map(|(first, chunk)| self.values_of(first, &chunk)).collect()
+    }
+
+    /// The values of the blocks of a chunk whose first one is `first`.
+    fn values_of(&self, first: usize, chunk: &[u8]) -> Vec<(usize, [u8; 32])> {
+        chunk.chunks(BLOCK).enumerate().map(|(i, block)| (first + i, self.value(first + i, block))).collect()
     }
 
     /// Takes the next bytes of the body: whole blocks, but for its last one.
@@ -70,9 +130,17 @@ impl Blocks {
     }
 }
 
+fn threads_for(size: u64) -> usize {
+    static CORES: OnceLock<u64> = OnceLock::new();
+    let cores = *CORES.get_or_init(|| available_parallelism().map_or(1, |cores| cores.get() as u64));
+    (size / PER_THREAD).clamp(1, cores.min(MAX_THREADS)) as usize
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
     use super::*;
+    use chipbound_wire::{Code, Refusal};
 
     #[test]
     fn the_root_of_the_blocks_is_the_hash_of_the_body() {
@@ -84,6 +152,21 @@ mod tests {
                 assert_eq!(taken.root(), Digest::of(&bytes[..size]), "{size}");
             }
         }
+    }
+
+    #[test]
+    fn several_threads_find_the_same_root_whatever_comes_first() {
+        let bytes: Vec<u8> = (0..5 * (1 << 20) + 3).map(|i| (i % 253) as u8).collect();
+        let all = Blocks::of(bytes.len() as u64, |take| {
+            bytes.chunks(4 * BLOCK).for_each(|chunk| take(Cow::Borrowed(chunk)));
+            Ok(())
+        });
+        assert_eq!(all.unwrap().root(), Digest::of(&bytes));
+        let refusal = Blocks::of(bytes.len() as u64, |take| {
+            take(Cow::Owned(bytes[..4 * BLOCK].to_vec()));
+            Err(Refusal::new(Code::Io, "the disk"))
+        });
+        assert_eq!(refusal.err().map(|e| e.code), Some(Code::Io));
     }
 
     #[test]

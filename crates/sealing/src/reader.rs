@@ -1,4 +1,4 @@
-//! Reads the plaintext of a package at any offset, with nothing in memory but tags and hashes.
+//! Reads the plaintext of a package at any offset, with nothing in memory but tags and hashes, or with the whole small package.
 
 use crate::blocks::{BLOCK, Blocks};
 use crate::cipher::Cipher;
@@ -11,25 +11,43 @@ use crate::start::Delivered;
 use chipbound_wire::documents::Seal;
 use chipbound_wire::limits::{DATA_CHUNK, MAX_CHUNK, TAG};
 use chipbound_wire::{Code, Refusal, Result};
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use zeroize::Zeroizing;
 
 /// The plaintext of a package whose every byte was compared with its seal. Later reads compare again what they use, with a value
-/// of each 64 KiB that the first pass kept: a byte that changed in between is refused (A15).
+/// of each 64 KiB that the first pass kept: a byte that changed in between is refused (A15). Where the first pass took the package into
+/// memory, what changed in between has no effect.
 pub struct PackageReader<F> {
     file: Delivered<F>,
     layout: Layout,
     tags: Vec<u8>,
     cipher: Cipher,
     blocks: Blocks,
+    /// The body, where it was taken into memory whole: what was compared is what is opened.
+    kept: Option<Vec<u8>>,
 }
 
+/// The largest body that [`PackageReader::at_once`] takes into memory, bytes.
+pub const AT_ONCE: u64 = 32 << 20;
+
 impl<F: ReadAt> PackageReader<F> {
+    /// As [`Self::new`], but takes a body of at most [`AT_ONCE`] bytes into memory while it compares it: later reads cost neither a read
+    /// of the file nor a hash. Larger ones are opened as [`Self::new`] does.
+    pub fn at_once(file: F, package: Package, keys: &PageKeys, seal: &Seal) -> Result<Self> {
+        let kept = (seal.body_size <= AT_ONCE).then(|| vec![0; seal.body_size as usize]);
+        Self::with(file, package, keys, seal, kept)
+    }
+
     /// Reads the whole body once and compares it and the table with the verified `seal`: [`Code::PackageTruncated`],
     /// [`Code::PlainPartsAltered`], [`Code::PageAltered`]; [`Code::SealMismatch`] where the keys are of another plain digest. No
     /// byte is opened.
     pub fn new(file: F, package: Package, keys: &PageKeys, seal: &Seal) -> Result<Self> {
+        Self::with(file, package, keys, seal, None)
+    }
+
+    fn with(file: F, package: Package, keys: &PageKeys, seal: &Seal, mut kept: Option<Vec<u8>>) -> Result<Self> {
         if keys.plain_digest() != seal.plain_digest || keys.format() != package.layout.format() {
             return Err(Refusal::new(Code::SealMismatch, "the keys are not those of the sealed package"));
         }
@@ -37,11 +55,11 @@ impl<F: ReadAt> PackageReader<F> {
             return Err(Refusal::new(Code::PackageTruncated, "the package is not as long as its seal says"));
         }
         let file = Delivered::new(file, package.start.as_ref());
-        let blocks = check_body(&file, &package.layout, seal)?;
+        let blocks = check_body(&file, &package.layout, seal, kept.as_deref_mut())?;
         if package.table_root() != seal.table_root {
             return Err(Refusal::new(Code::PageAltered, "the tags are not those that were sealed"));
         }
-        Ok(Self { file, layout: package.layout, tags: package.tags, cipher: keys.cipher(), blocks })
+        Ok(Self { file, layout: package.layout, tags: package.tags, cipher: keys.cipher(), blocks, kept })
     }
 
     /// Which bytes are sealed in the file.
@@ -59,9 +77,15 @@ impl<F: ReadAt> PackageReader<F> {
         while at < end {
             let base = at - at % BLOCK as u64;
             let upto = end.min(base + BLOCK as u64);
-            self.load(base, &mut block)?;
             let part = &mut buf[(at - offset) as usize..(upto - offset) as usize];
-            self.open(&block, base, at, part).inspect_err(|_| part.fill(0))?;
+            let sealed = match &self.kept {
+                Some(kept) => &kept[base as usize..kept.len().min(base as usize + BLOCK)],
+                None => {
+                    self.load(base, &mut block)?;
+                    &block
+                }
+            };
+            self.open(sealed, base, at, part).inspect_err(|_| part.fill(0))?;
             at = upto;
         }
         Ok(())
@@ -122,22 +146,22 @@ impl<F> fmt::Debug for PackageReader<F> {
     }
 }
 
-/// The first pass: compares every byte of the body with the seal and keeps a value of each block.
-fn check_body(file: &dyn ReadAt, layout: &Layout, seal: &Seal) -> Result<Blocks> {
-    let mut blocks = Blocks::new(layout.body_size());
+/// The first pass: compares every byte of the body with the seal, keeps a value of each block, and fills `kept` with the body.
+fn check_body(file: &dyn ReadAt, layout: &Layout, seal: &Seal, mut kept: Option<&mut [u8]>) -> Result<Blocks> {
     let mut plain = PlainHasher::new(&layout.encode());
-    let mut buf = vec![0; MAX_CHUNK];
-    let mut at = 0;
-    while at < layout.body_size() {
-        let end = layout.body_size().min(at + MAX_CHUNK as u64);
-        let chunk = &mut buf[..(end - at) as usize];
-        file.read_exact_at(chunk, at).map_err(|e| Refusal::io("reading a package", e))?;
-        blocks.update(chunk);
-        for piece in layout.pieces(at, end).filter(|piece| piece.unit.is_none()) {
-            plain.update(&chunk[piece.within(at)]);
+    let blocks = Blocks::of(layout.body_size(), |take| {
+        let mut at = 0;
+        while at < layout.body_size() {
+            let end = layout.body_size().min(at + MAX_CHUNK as u64);
+            let chunk = next_chunk(file, at, (end - at) as usize, &mut kept)?;
+            for piece in layout.pieces(at, end).filter(|piece| piece.unit.is_none()) {
+                plain.update(&chunk[piece.within(at)]);
+            }
+            take(chunk);
+            at = end;
         }
-        at = end;
-    }
+        Ok(())
+    })?;
     if plain.finish() != seal.plain_digest {
         return Err(plain_parts_altered());
     }
@@ -145,6 +169,24 @@ fn check_body(file: &dyn ReadAt, layout: &Layout, seal: &Seal) -> Result<Blocks>
         return Err(Refusal::new(Code::PageAltered, "a sealed page is not the one that was sealed"));
     }
     Ok(blocks)
+}
+
+/// Reads the bytes at `at` to the beginning of `kept`, which then begins behind them, or to memory of their own.
+fn next_chunk<'a>(file: &dyn ReadAt, at: u64, len: usize, kept: &mut Option<&'a mut [u8]>) -> Result<Cow<'a, [u8]>> {
+    let failed = |e| Refusal::io("reading a package", e);
+    match kept.take() {
+        Some(rest) => {
+            let (chunk, rest) = rest.split_at_mut(len);
+            *kept = Some(rest);
+            file.read_exact_at(chunk, at).map_err(failed)?;
+            Ok(Cow::Borrowed(chunk))
+        }
+        None => {
+            let mut chunk = vec![0; len];
+            file.read_exact_at(&mut chunk, at).map_err(failed)?;
+            Ok(Cow::Owned(chunk))
+        }
+    }
 }
 
 const _: () = assert!(BLOCK.is_multiple_of(DATA_CHUNK) && MAX_CHUNK.is_multiple_of(BLOCK));

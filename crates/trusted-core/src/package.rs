@@ -18,7 +18,8 @@ pub struct OpenedPackage<F> {
     pub order: OrderId,
     /// How the kernel starts it directly on this disk, if at all.
     pub start: Option<StartRecord>,
-    /// The plaintext: every byte was verified, and is verified again against what was seen first whenever it is read.
+    /// The plaintext: every byte was verified, and either stays in memory or is verified again against what was seen first whenever it
+    /// is read.
     pub plaintext: PackageReader<F>,
 }
 
@@ -42,7 +43,7 @@ pub struct OpenedData<F> {
 pub fn open_package<F: ReadAt>(file: F, memory: &dyn Memory, keys: &dyn KeyStore, root: &Trust) -> Result<OpenedPackage<F>> {
     let Allowed { package, keys, seal, manifest, order } = allow(&file, memory, keys, root)?;
     let start = package.start.clone();
-    let plaintext = PackageReader::new(file, package, &keys, &seal)?;
+    let plaintext = PackageReader::at_once(file, package, &keys, &seal)?;
     Ok(OpenedPackage { manifest, order, start, plaintext })
 }
 

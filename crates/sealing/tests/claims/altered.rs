@@ -292,6 +292,25 @@ fn a_byte_that_changes_between_the_first_pass_and_a_read_is_refused() {
 }
 
 #[test]
+fn a_byte_that_changes_after_the_package_was_taken_at_once_has_no_effect() {
+    let plain = build("altered-later", &[]);
+    let sealed = seal(&plain, Aead::Aes256Gcm);
+    for at in [0, sealed.layout.sealed()[0].offset, plain.len() as u64 - 1] {
+        let file = sealed.file();
+        let package = Package::read(&file).expect("a package");
+        let flips = Flips { bytes: file, at, reads_before: Cell::new(plain.len().div_ceil(MAX_CHUNK)) };
+        let reader = PackageReader::at_once(flips, package, &sealed.keys, &sealed.seal()).expect("the first pass is good");
+        let mut byte = [0];
+        reader.read_exact_at(&mut byte, at).expect("opened");
+        assert_eq!(byte[0], plain[at as usize]);
+    }
+    let mut file = sealed.file();
+    let package = Package::read(&file).expect("a package");
+    file[sealed.layout.sealed()[0].offset as usize] ^= 1;
+    assert_eq!(PackageReader::at_once(&file, package, &sealed.keys, &sealed.seal()).expect_err("refused").code, Code::PageAltered);
+}
+
+#[test]
 fn a_seal_about_other_keys_or_another_table_is_refused() {
     let sealed = seal(&data(1), Aead::Aes256Gcm);
     let other = seal(&vec![1; CHUNK_STEP + 1], Aead::Aes256Gcm);
