@@ -166,6 +166,13 @@ impl Lab {
         command.arg(package);
         command
     }
+
+    /// The same in this way of mapping.
+    pub(crate) fn run_as(&self, mapping: &str, package: &Path) -> Command {
+        let mut command = self.setup().command(&format!("run --processor processor/processor.sock --mapping {mapping}"));
+        command.arg(package);
+        command
+    }
 }
 
 /// The commands before there is an installation. Their arguments are words without spaces.

@@ -5,16 +5,20 @@
 
 mod database;
 mod delivery;
+mod instances;
 mod lab;
 mod machine;
 mod memory;
 mod nginx;
+mod opening;
 mod primitives;
 mod process;
+mod running;
 mod samples;
 mod small;
 mod start;
 mod stats;
+mod steady;
 
 use clap::{Parser, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -61,10 +65,12 @@ enum What {
     Delivery,
     /// 100 KB deliveries: server CPU of one against the primitives that it consists of
     Small,
-    /// Running protected programs against plain ones: all of the following part
+    /// Protected programs against plain ones: both of the following parts
     Loader,
     /// Starting a protected program against /usr/bin/env: small, medium and large, cached and cold
     Start,
+    /// Protected programs while they run, while their pages are opened, and two instances in memory
+    Running,
     /// Peak memory of each program while 1 GiB is published, delivered, opened and run
     Memory,
     /// Everything
@@ -72,7 +78,7 @@ enum What {
 }
 
 /// What `loader` measures.
-const LOADER: &[What] = &[What::Start];
+const LOADER: &[What] = &[What::Start, What::Running];
 
 impl Options {
     /// Bytes of a large file.
@@ -110,10 +116,11 @@ fn measure(options: &Options) -> Outcome<()> {
     check_space(folder.path(), options)?;
     machine::print(folder.path());
     type Measure = fn(&Options, &Path) -> Outcome<()>;
-    let all: [(What, &str, Measure); 4] = [
+    let all: [(What, &str, Measure); 5] = [
         (What::Delivery, "delivery", delivery::measure),
         (What::Small, "small", small::measure),
         (What::Start, "start", start::measure),
+        (What::Running, "running", running::measure),
         (What::Memory, "memory", memory::measure),
     ];
     for (what, name, measure) in all {
