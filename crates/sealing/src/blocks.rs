@@ -20,6 +20,9 @@ const MAX_THREADS: u64 = 8;
 /// Chunks that wait for each thread.
 const WAITING: usize = 2;
 
+/// The number of its first block, and its bytes.
+type Chunk<'a> = (usize, Cow<'a, [u8]>);
+
 /// The chaining values of all blocks of a body.
 pub(crate) struct Blocks {
     size: u64,
@@ -71,7 +74,7 @@ impl Blocks {
     }
 
     /// One thread's part of [`Self::of`].
-    fn hash(&self, queue: &Mutex<Receiver<(usize, Cow<'_, [u8]>)>>) -> Vec<(usize, [u8; 32])> {
+    fn hash(&self, queue: &Mutex<Receiver<Chunk<'_>>>) -> Vec<(usize, [u8; 32])> {
         let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).recv().ok();
         std::iter::from_fn(next).flat_map(|(first, chunk)| self.values_of(first, &chunk)).collect()
     }
