@@ -53,7 +53,7 @@ pub(crate) fn measure(options: &Options, folder: &Path, lab: &Lab) -> Outcome<()
     println!("## Steady state, {rounds} interleaved rounds\n");
     let mut table = Table::new(&["program", "plain, ms", "sealed-memfd, ms", "anonymous, ms", "sealed over plain", "anonymous over plain"]);
     let mut ratios = Vec::new();
-    for (name, source, count) in [("computes", COMPUTE, "200000000"), ("16 MB of random calls", JUMP, "20000000")] {
+    for (name, source, count) in [("computes", COMPUTE, "200000000"), ("random calls in 16 mb", JUMP, "20000000")] {
         let program = compile(folder, name, source)?;
         let package = protect(lab, &program, &name.replace(' ', "-"))?;
         let (mut plain, mut sealed, mut copied) = (Series::default(), Series::default(), Series::default());
@@ -75,7 +75,7 @@ pub(crate) fn measure(options: &Options, folder: &Path, lab: &Lab) -> Outcome<()
     }
     table.print();
     at_most("computing, sealed-memfd over plain", ratios[0].0, COMPUTING);
-    at_most("16 MB of random calls, anonymous over plain", ratios[1].1, JUMPING);
+    at_most("random calls in 16 mb, anonymous over plain", ratios[1].1, JUMPING);
     println!();
     Ok(())
 }
