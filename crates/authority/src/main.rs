@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     match execute(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(refusal) => {
-            eprintln!("error: {refusal}\n  {}", refusal.code.advice());
+            eprint!("{}", refusal.for_people());
             ExitCode::from(refusal.code.fault().exit_code())
         }
     }

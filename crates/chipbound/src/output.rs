@@ -58,7 +58,7 @@ impl Output {
             let error = json!({ "code": code.as_str(), "detail": refusal.detail, "advice": code.advice() });
             write_err(&json!({ "error": error }).to_string());
         } else {
-            write_err(&format!("error[{code}]: {}\nwhat to do: {}", refusal.detail, code.advice()));
+            write_err(refusal.for_people().trim_end());
         }
     }
 

@@ -28,13 +28,21 @@ pub fn start(mut stack: Stack, slot: &Slot) -> ! {
     }
     let package = link.path().unwrap_or(SELF);
     if stack.auxiliary(AT_SECURE) != Some(0) {
-        refuse(package, [b"a package is not started with more rights than its caller has (set-user-id, capabilities)", b"", b""]);
+        refuse(
+            b"unsupported_program",
+            package,
+            [b"a package is not started with more rights than its caller has (set-user-id, capabilities)", b"", b""],
+        );
     }
     if stack.variable(MARK_NAME.as_bytes()).is_some() {
-        refuse(package, [b"the processor let it go before it was started; try again", b"", b""]);
+        refuse(b"start_failed", package, [b"the processor let it go before it was started; try again", b"", b""]);
     }
     let Some(socket) = slot.path() else {
-        refuse(package, [b"this interpreter names no processor; `chipbound-processor init` writes one that does", b"", b""]);
+        refuse(
+            b"config_invalid",
+            package,
+            [b"this interpreter names no processor; `chipbound-processor init` writes one that does", b"", b""],
+        );
     };
     let mut space = [0; MAX_ANSWER];
     // Open only where this user may read it; otherwise the processor opens the path itself.
@@ -46,7 +54,7 @@ pub fn start(mut stack: Stack, slot: &Slot) -> ! {
     stack.add_variable(MARK);
     // SAFETY: both arrays are the kernel's own, and the added variable is a string with another null behind it.
     let error = unsafe { execute(name, stack.arguments_from(0), stack.environment()) };
-    refuse(package, [b"it cannot be executed", b": ", reason(error)])
+    refuse(b"start_failed", package, [b"it cannot be executed", b": ", reason(error)])
 }
 
 /// How the package is executed again: as it was, so that the program finds the same name in its auxiliary vector and its `comm`; as
@@ -59,22 +67,31 @@ fn name<'a>(stack: &Stack, link: &'a CStr) -> &'a CStr {
 fn explain(why: Refused<'_>, socket: &[u8], package: &CStr) -> ! {
     match why {
         Refused::Unreachable(Errno::ENOENT | Errno::ECONNREFUSED) => {
-            refuse(package, [b"it is bound to a processor, and none serves ", socket, b": is it running?"])
+            refuse(b"processor_unreachable", package, [b"it is bound to a processor, and none serves ", socket, b": is it running?"])
         }
-        Refused::Unreachable(error) => refuse(package, [socket, b": its processor cannot be reached: ", reason(error)]),
-        Refused::Lost(error) => refuse(package, [socket, b": its processor does not answer any more: ", reason(error)]),
+        Refused::Unreachable(error) => {
+            refuse(b"processor_unreachable", package, [socket, b": its processor cannot be reached: ", reason(error)])
+        }
+        Refused::Lost(error) => {
+            refuse(b"processor_unreachable", package, [socket, b": its processor does not answer any more: ", reason(error)])
+        }
         Refused::Refused(code, detail) => {
             say([b"chipbound: error[", code, b"]: ", detail]);
-            say([b"\nwhat to do: chipbound verify ", package.to_bytes(), b"\n", b""]);
-            exit(CANNOT_EXECUTE)
+            advise(package)
         }
-        Refused::Unintelligible => refuse(package, [socket, b": its processor answers what this version does not know", b""]),
+        Refused::Unintelligible => refuse(b"malformed", package, [socket, b": its processor answers what this version does not know", b""]),
     }
 }
 
-fn refuse(package: &CStr, what: [&[u8]; 3]) -> ! {
+/// Says a refusal of this side; `code` is one of the table of `chipbound-wire`.
+fn refuse(code: &[u8], package: &CStr, what: [&[u8]; 3]) -> ! {
+    say([b"chipbound: error[", code, b"]: ", package.to_bytes()]);
     let [first, second, third] = what;
-    say([b"chipbound: ", package.to_bytes(), b": ", first]);
-    say([second, third, b"\n", b""]);
+    say([b": ", first, second, third]);
+    advise(package)
+}
+
+fn advise(package: &CStr) -> ! {
+    say([b"\nwhat to do: chipbound verify ", package.to_bytes(), b"\n", b""]);
     exit(CANNOT_EXECUTE)
 }

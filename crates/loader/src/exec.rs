@@ -182,14 +182,22 @@ impl AtExec {
     /// # Errors
     /// On every error the process has printed the reason to its standard error and has ended with [`NOT_STARTED`], or was killed
     /// if it could not even do that; not one byte of the program has run.
-    pub fn complete(mut self, image: &Image) -> Result<Started, LoadError> {
+    pub fn complete(self, image: &Image) -> Result<Started, LoadError> {
+        self.complete_or_say(image, |error| format!("chipbound: {error}\n"))
+    }
+
+    /// As [`complete`](Self::complete), but in the caller's words, of which at most [`MAX_MESSAGE`] bytes are printed.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub fn complete_or_say(mut self, image: &Image, words: impl FnOnce(&LoadError) -> String) -> Result<Started, LoadError> {
         match self.start(image) {
             Ok(()) => Ok(Started { pid: self.pid(), stopped: self.since.elapsed() }),
             Err(error) => {
                 if let Some(status) = self.traced.ended() {
                     return Err(LoadError::ClientEnded { status });
                 }
-                self.turn_away(&format!("chipbound: {error}\n"), NOT_STARTED);
+                self.turn_away(&words(&error), NOT_STARTED);
                 Err(error)
             }
         }

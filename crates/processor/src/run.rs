@@ -88,10 +88,11 @@ fn trace(connection: &mut Connection, tracer: Tracer, mapping: Mapping, verified
         stopped.own_interpreter(Arc::clone(own));
     }
     if let Err(refusal) = prepare(&mut stopped, identity, (program, &libraries), data) {
-        let _ = stopped.refuse(&format!("chipbound: {refusal}\n"), NOT_STARTED); // Where that fails, it was killed.
+        let _ = stopped.refuse(&refusal.for_people(), NOT_STARTED); // Where that fails, it was killed.
         return Err(refusal);
     }
-    let started = stopped.complete(&program.image).map_err(refusal_of)?;
+    let words = |error: &LoadError| described(error).for_people();
+    let started = stopped.complete_or_say(&program.image, words).map_err(refusal_of)?;
     let stopped = started.stopped.as_micros();
     tracing::info!(program = %program.program, pid = started.pid.as_raw_nonzero(), %mapping, stopped_microseconds = stopped, "started");
     program.lock(); // Now that nobody waits for it.
@@ -252,10 +253,14 @@ fn check_peer(peer: Peer) -> Result<()> {
     Ok(())
 }
 
-/// The code of what went wrong in the loader.
+/// What went wrong in the loader, with its code.
 pub(crate) fn refusal_of(error: LoadError) -> Refusal {
+    described(&error).because(error)
+}
+
+fn described(error: &LoadError) -> Refusal {
     use std::error::Error;
-    let code = match &error {
+    let code = match error {
         LoadError::Unsupported(_) | LoadError::Privileged => Code::UnsupportedProgram,
         LoadError::Source(_) => Code::PageAltered,
         LoadError::TraceRefused(_) => Code::TraceRefused,
@@ -270,5 +275,5 @@ pub(crate) fn refusal_of(error: LoadError) -> Refusal {
         detail = format!("{detail}: {e}");
         under = e.source();
     }
-    Refusal::new(code, detail).because(error)
+    Refusal::new(code, detail)
 }

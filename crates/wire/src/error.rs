@@ -300,6 +300,13 @@ impl Refusal {
         };
         Self::new(code, format!("{what}: {error}")).because(error)
     }
+
+    /// The lines that people read: code, what is wrong, what to do. Every program of the system prints a refusal so.
+    #[must_use]
+    pub fn for_people(&self) -> String {
+        let Self { code, detail, .. } = self;
+        format!("error[{code}]: {detail}\nwhat to do: {}\n", code.advice())
+    }
 }
 
 impl fmt::Display for Refusal {

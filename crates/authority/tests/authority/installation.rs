@@ -141,7 +141,7 @@ async fn the_verbs_lead_from_nothing_to_a_revoked_certificate() {
 
     let again = run(&["init", "--dir", dir]);
     assert_eq!(again.status.code(), Some(i32::from(Code::Conflict.fault().exit_code())));
-    assert!(String::from_utf8_lossy(&again.stderr).contains("conflict: "));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("error[conflict]: "));
 
     let daemon = Daemon::start(&config, &folder.path().join("log"));
     let output = run(&["voucher", "--config", &config, "--role", "vendor", "--name", "Acme"]);
@@ -198,7 +198,7 @@ fn a_bad_configuration_is_named_with_its_line_and_what_to_do() {
     let output = run(&["run", "--config", path.to_str().expect("text")]);
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(i32::from(Code::ConfigInvalid.fault().exit_code())), "{text}");
-    assert!(text.contains("config_invalid: ") && text.contains(&format!("{FILE}:2: ")) && text.contains("listen_to"), "{text}");
+    assert!(text.contains("error[config_invalid]: ") && text.contains(&format!("{FILE}:2: ")) && text.contains("listen_to"), "{text}");
     assert!(text.contains(Code::ConfigInvalid.advice()), "{text}");
     let missing = run(&["run", "--config", "no/such/file.toml"]);
     assert!(String::from_utf8_lossy(&missing.stderr).contains("no/such/file.toml"));
