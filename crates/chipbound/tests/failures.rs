@@ -154,14 +154,15 @@ fn a_package_that_is_altered_while_it_is_started_is_the_program_or_a_refusal() {
                 state ^= state << 17;
                 // Behind what the kernel itself parses: what it makes of broken headers is its own, and other tests'.
                 let at = 1024 + state as usize % (original.len() - 1024);
-                for byte in [original[at] ^ (1 << (state >> 61)), original[at]] {
-                    // A file that is just being executed cannot be opened for writing.
-                    if let Ok(file) = File::options().write(true).open(&package) {
-                        flips += u64::from(file.write_all_at(&[byte], at as u64).is_ok());
-                    }
-                    // Altered for shorter than whole, or else hardly a start would see both.
-                    std::thread::sleep(Duration::from_micros(state % if byte == original[at] { 10_000 } else { 2000 }));
-                }
+                // A file that is just being executed cannot be opened for writing.
+                let write =
+                    |byte| File::options().write(true).open(&package).is_ok_and(|file| file.write_all_at(&[byte], at as u64).is_ok());
+                let flipped = write(original[at] ^ (1 << (state >> 61)));
+                flips += u64::from(flipped);
+                // Altered for shorter than whole, or else hardly a start would see both.
+                std::thread::sleep(Duration::from_micros(state % 2000));
+                while flipped && !write(original[at]) {}
+                std::thread::sleep(Duration::from_micros(state % 10_000));
             }
             // Whole again, or else the next start would not be.
             while File::options().write(true).open(&package).and_then(|f| f.write_all_at(&original, 0)).is_err() {}
@@ -175,7 +176,7 @@ fn a_package_that_is_altered_while_it_is_started_is_the_program_or_a_refusal() {
         writer.join().unwrap()
     });
     println!("{flips} flips: {seen:?}");
-    assert!(flips > 20 && seen.len() > 1 && seen.contains_key("whole"), "{flips} flips: {seen:?}");
+    assert!(flips > 5 && seen.len() > 1 && seen.contains_key("whole"), "{flips} flips: {seen:?}");
     assert!(seen.keys().all(|k| k != "killed"), "{seen:?}");
     nothing_runs(&world);
     no_plaintext(&world);
