@@ -204,11 +204,10 @@ fn a_release_older_than_a_known_manifest_allows_is_neither_taken_nor_opened() {
     assert_eq!((ours.code, theirs.code, ours.detail), (Code::SequenceTooOld, Code::SequenceTooOld, theirs.detail));
 }
 
-/// A copy of the package as it lies in the spool, made whole by the client with a token of its own.
-fn refused_token(held: &mut Held, world: &World, token: &[u8], code: Code, what: &str) {
-    let refusal = held.release(token, &world.us).expect_err(what);
-    assert_eq!(refusal.code, code, "{what}: {refusal}");
-    assert!(!refusal.detail.is_empty(), "{what}");
+/// What the processor answers a client with who hands it that token.
+fn refused_token(held: &mut Held, world: &World, token: &[u8], code: Code, words: &str) {
+    let refusal = held.release(token, &world.us).expect_err(words);
+    assert_eq!((refusal.code, &*refusal.detail), (code, words));
 }
 
 #[test]
@@ -220,30 +219,42 @@ fn a_token_of_another_order_terms_processor_or_signer_opens_nothing() {
     let (_, other_delivered) = world.delivered(&other);
 
     let replayed = world.token(&other, &other_delivered, |_| {});
-    refused_token(&mut held, &world, &replayed, Code::TokenMismatch, "another order's token");
+    refused_token(&mut held, &world, &replayed, Code::TokenMismatch, "the release token is of another order");
     let token = world.token(&shipment, &delivered, |t| t.order = OrderId([9; 16]));
-    refused_token(&mut held, &world, &token, Code::TokenMismatch, "another order");
+    refused_token(&mut held, &world, &token, Code::TokenMismatch, "the release token is of another order");
     let token = world.token(&shipment, &delivered, |t| t.terms = Digest([9; 32]));
-    refused_token(&mut held, &world, &token, Code::TokenMismatch, "other terms");
+    refused_token(&mut held, &world, &token, Code::TokenMismatch, "the release token is of other terms");
     let token = world.token(&shipment, &delivered, |t| t.processor = world.vendor.id());
-    refused_token(&mut held, &world, &token, Code::ProcessorMismatch, "another processor");
+    refused_token(&mut held, &world, &token, Code::ProcessorMismatch, "the release token is for another processor");
     let mut wrong = shipment.clone();
     wrong.secret = ReleaseSecret::generate(&mut SystemRandom);
     let token = world.token(&wrong, &delivered, |_| {});
-    refused_token(&mut held, &world, &token, Code::TokenMismatch, "another release secret");
+    refused_token(&mut held, &world, &token, Code::TokenMismatch, "the token's secret is not the one of these terms");
     let other_key = server_key(&world.pki, Role::ServerStatement, "shop");
     let claims: ReleaseToken = chipbound_wire::signed::read_claims(&world.token(&shipment, &delivered, |_| {})).expect("a token");
-    refused_token(&mut held, &world, &other_key.sign(&claims), Code::StatementKeyMismatch, "another statement key (A30)");
+    refused_token(
+        &mut held,
+        &world,
+        &other_key.sign(&claims),
+        Code::StatementKeyMismatch,
+        "the release token is signed by another key than the terms",
+    );
     let mut altered = world.token(&shipment, &delivered, |_| {});
     *altered.last_mut().expect("not empty") ^= 1;
-    refused_token(&mut held, &world, &altered, Code::SignatureInvalid, "an edited token");
-    refused_token(&mut held, &world, &delivered.seal, Code::WrongDocument, "a seal in place of a token");
+    refused_token(&mut held, &world, &altered, Code::SignatureInvalid, "the signature does not verify");
+    refused_token(
+        &mut held,
+        &world,
+        &delivered.seal,
+        Code::WrongDocument,
+        "application/chipbound-seal+cbor where application/chipbound-release-token+cbor was expected",
+    );
 
     let token = world.token(&shipment, &delivered, |_| {});
     held.release(&token, &world.us).expect("the right token opens after all wrong ones");
     held.release(&token, &world.us).expect("and again");
     let second = world.token(&shipment, &delivered, |_| {});
-    refused_token(&mut held, &world, &second, Code::TokenMismatch, "a second token of the same delivery");
+    refused_token(&mut held, &world, &second, Code::TokenMismatch, "the delivery was released with another token already");
 }
 
 /// A26: everything that lies on the disk before the token, put together by somebody who may even sign a token of his own but
@@ -312,9 +323,11 @@ fn a_package_made_for_a_self_made_key_pair_was_never_received_here() {
         let server = scope.spawn(|| crate::world::serve(theirs, &world, &shipment, &Lies::default()));
         (chipbound_processor::receive::receive(ours, &shipment.confirmation, &maker.us, &mut |_, _| Ok(())), server.join().expect("ends"))
     });
-    // Each trusts its own authority alone; whichever end looks first says so, and so does the other in its own words.
+    // Each trusts its own authority alone; the processor looks first, and the server hears it.
     let (ours, theirs) = (held.expect_err("foreign"), server.expect_err("foreign"));
-    assert_eq!((ours.code, theirs.code), (Code::CertificateForeign, Code::CertificateForeign), "{ours}; {theirs}");
+    assert_eq!((ours.code, theirs.code), (Code::CertificateForeign, Code::CertificateForeign));
+    assert_eq!(&*ours.detail, "the server-second-path certificate was not issued under the trusted authority");
+    assert_eq!(&*theirs.detail, "the other side says: our certificate was not issued under the authority that it trusts");
     assert_eq!(open(&world, &package).expect_err("foreign").code, Code::ProcessorMismatch);
 }
 
@@ -388,7 +401,7 @@ fn a_release_sealed_to_another_key_is_refused() {
     let release = seal_release(&public, Kem::XWing, &shipment.order, &terms, &world.id(), &shipment.secret, &mut SystemRandom);
     let token =
         world.statement.sign(&ReleaseToken { order: shipment.order, terms, processor: world.id(), release: release.expect("sealed") });
-    refused_token(&mut held, &world, &token, Code::TokenMismatch, "sealed to another key");
+    refused_token(&mut held, &world, &token, Code::TokenMismatch, "the release token does not open here");
 }
 
 #[test]
