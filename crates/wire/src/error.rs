@@ -162,6 +162,14 @@ codes! {
     /// The manifest does not allow this use.
     UseForbidden = "use_forbidden", Denied, 403, "The vendor's manifest does not allow it.";
 
+    // The receipts' log.
+    /// The receipt's proof does not lead to the checkpoint, or there is none.
+    NotInLog = "not_in_log", Peer, 409, "Keep the receipt and report it: the server did not enter it in its log, or shows another log.";
+    /// What the log shows now is not what it showed before.
+    LogInconsistent = "log_inconsistent", Peer, 409, "Keep both checkpoints and show them to others: the server rewrote its log or shows two.";
+    /// Another log's key, or one that the server's certified receipt key did not name.
+    LogKeyUnknown = "log_key_unknown", Peer, 403, "Fetch the proof again from the server that signed the receipt.";
+
     // Running.
     /// Not a program that can be run this way.
     UnsupportedProgram = "unsupported_program", Caller, 400, "See docs/source-map.md for the formats; other files can be published as data.";

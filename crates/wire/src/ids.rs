@@ -94,6 +94,10 @@ fixed_bytes!(
     KeyId, 32, "a key id of 32 bytes"
 );
 fixed_bytes!(
+    /// A hash of the receipts' log: SHA-256, as RFC 9162 and C2SP have it; everything else here is BLAKE3.
+    TreeHash, 32, "a hash of 32 bytes"
+);
+fixed_bytes!(
     /// The name of an order, 16 random bytes.
     OrderId, 16, "an order id of 16 bytes"
 );

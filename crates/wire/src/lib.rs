@@ -19,7 +19,8 @@ pub mod random;
 pub mod signature;
 pub mod signed;
 pub mod suite;
+pub mod tlog;
 
 pub use error::{Code, Fault, Refusal, Result};
-pub use ids::{AccountId, Amount, Currency, Digest, Hex, KeyId, OrderId, ProgramId, Time};
+pub use ids::{AccountId, Amount, Currency, Digest, Hex, KeyId, OrderId, ProgramId, Time, TreeHash};
 pub use random::{Random, SystemRandom};

@@ -32,6 +32,12 @@ pub const MAX_WITH: usize = 8;
 pub const MAX_JSON: usize = 64 * 1024;
 /// A program or data file, in bytes (1 TiB).
 pub const MAX_PROGRAM: u64 = 1 << 40;
+/// The origin of a log of receipts.
+pub const MAX_ORIGIN: usize = 512;
+/// A signed checkpoint of a log, signatures of others included.
+pub const MAX_NOTE: usize = 16 * 1024;
+/// A proof of one entry with its checkpoint and the statement on the log's key.
+pub const MAX_PROOF_FILE: usize = 48 * 1024;
 /// Bytes of a page of a program package.
 pub const PAGE: usize = 4096;
 /// Bytes of a chunk of a data package.
