@@ -1,7 +1,7 @@
 //! Sample documents that belong together; change the fields that a test is about.
 
 use chipbound_wire::bounded::{List, Text};
-use chipbound_wire::documents::{Acknowledgement, Confirmation, Manifest, Receipt, Terms};
+use chipbound_wire::documents::{Acknowledgement, Confirmation, LogPlace, Manifest, Receipt, Sale, TaxLine, Terms};
 use chipbound_wire::suite::{Aead, Class, Format, Kem, KeyMode, LoaderVariables, Profile, Suite};
 use chipbound_wire::{AccountId, Digest, KeyId, OrderId, ProgramId, Time};
 
@@ -88,6 +88,13 @@ pub fn receipt(confirmation: &Confirmation, at: Time) -> Receipt {
         payment: text("payment 1"),
         issued_at: at,
         redownload_until: confirmation.redownload_until,
+        sale: Some(Sale {
+            seller: AccountId([0x5e; 16]),
+            name: text("The shop"),
+            taxes: List::new(vec![TaxLine { name: text("VAT"), rate: 1900, minor: 200 }]).expect("few"),
+            conditions: confirmation.conditions.clone(),
+        }),
+        log: Some(LogPlace { origin: text("a/log"), index: 0, salt: Digest([0x44; 32]) }),
     }
 }
 

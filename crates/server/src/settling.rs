@@ -114,5 +114,7 @@ fn receipt(keys: &ServerKeys, order: &StoredOrder, entry: &ReceiptEntry, at: Tim
         payment: Text::new(entry.payment.clone())?,
         issued_at: at,
         redownload_until: order.redownload_until,
+        sale: None,
+        log: None,
     })
 }

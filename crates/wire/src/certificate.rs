@@ -206,6 +206,26 @@ impl Trust {
         read_profile(&leaf, role)
     }
 
+    /// As [`Self::verify`] for something that was signed at the time `at`, in the past: a certificate that was revoked after
+    /// that counts.
+    pub(crate) fn verify_past<C: AsRef<[u8]>>(&self, chain: &[C], role: Role, at: Time) -> Result<Certified> {
+        match self.verify(chain, role, at) {
+            Err(revoked) if revoked.code == Code::CertificateRevoked => {
+                let without =
+                    Self { root: self.root.clone(), revocations: None, known: self.known.clone(), documents: self.documents.clone() };
+                let certified = without.verify(chain, role, at)?;
+                if self.revoked_at(certified.serial()).is_some_and(|revoked_at| revoked_at > at) { Ok(certified) } else { Err(revoked) }
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// When the certificate with this serial number was revoked, as the revocation list says.
+    fn revoked_at(&self, serial: &[u8]) -> Option<Time> {
+        let revoked = self.revocations.as_ref()?.find_serial(serial).ok()??;
+        Some(Time(revoked.revocation_date.as_secs()))
+    }
+
     /// Checks the signature of a document by a certified key, each once; [`Code::SignatureInvalid`].
     pub(crate) fn check_signature(&self, signer: &Certified, message: &[u8], signature: &[u8]) -> Result<()> {
         self.documents.once(&signer.spki, message, signature, || crate::signature::verify(&signer.spki, message, signature))

@@ -3,7 +3,7 @@
 use crate::bounded::{Bytes, List, Text};
 use crate::certificate::{Role, SealingKey};
 use crate::ids::{AccountId, Amount, Digest, KeyId, OrderId, ProgramId, Time};
-use crate::limits::{MAX_CHOICES, MAX_KEM_BYTES, MAX_NAME, MAX_TEXT};
+use crate::limits::{MAX_CHOICES, MAX_KEM_BYTES, MAX_NAME, MAX_ORIGIN, MAX_TEXT};
 use crate::signed::Document;
 use crate::suite::{Class, Format, Kem, KeyMode, LoaderVariables, Profile, Suite};
 use minicbor::{Decode, Encode};
@@ -320,11 +320,81 @@ pub struct Receipt {
     /// When it was captured.
     #[n(9)]
     pub issued_at: Time,
-    /// Until when it buys a re-download.
+    /// Until when it buys a re-download, any number of times.
     #[n(10)]
     pub redownload_until: Time,
+    /// Who sold, with which taxes, under which conditions. The first receipts were given without it.
+    #[n(11)]
+    pub sale: Option<Sale>,
+    /// Where the receipt is entered in its server's log. The first receipts are in none.
+    #[n(12)]
+    pub log: Option<LogPlace>,
 }
 document!(Receipt, "receipt", ServerReceipt);
+
+/// What a receipt says of its seller.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct Sale {
+    /// The vendor's account, which counts its receipts from 1. The vendor's key is in the program's id.
+    #[n(0)]
+    pub seller: AccountId,
+    /// Who sells, for people.
+    #[n(1)]
+    pub name: Text<MAX_TEXT>,
+    /// The taxes that the amount contains.
+    #[n(2)]
+    pub taxes: List<TaxLine, MAX_CHOICES>,
+    /// The conditions that the buyer agreed to, for people.
+    #[n(3)]
+    pub conditions: Text<MAX_TEXT>,
+}
+
+/// One tax that an amount contains.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(array)]
+pub struct TaxLine {
+    /// Its name.
+    #[n(0)]
+    pub name: Text<MAX_NAME>,
+    /// Its rate in hundredths of a percent.
+    #[n(1)]
+    pub rate: u32,
+    /// What of the amount is this tax, in minor units of the receipt's currency.
+    #[n(2)]
+    pub minor: u64,
+}
+
+/// Where a receipt is entered in its server's log (`tlog`).
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct LogPlace {
+    /// The log.
+    #[n(0)]
+    pub origin: Text<MAX_ORIGIN>,
+    /// The entry, counted from 0.
+    #[n(1)]
+    pub index: u64,
+    /// 32 random bytes, so that nobody who reads the log can test guesses at what was bought.
+    #[n(2)]
+    pub salt: Digest,
+}
+
+/// The server's word on the key by which its log is signed. A new key gets a new statement; the log goes on.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct LogStatement {
+    /// The log.
+    #[n(0)]
+    pub origin: Text<MAX_ORIGIN>,
+    /// The public key (Ed25519, RFC 8032), 32 bytes.
+    #[n(1)]
+    pub key: Bytes<32>,
+    /// From when on it signs.
+    #[n(2)]
+    pub issued_at: Time,
+}
+document!(LogStatement, "log", ServerReceipt);
 
 /// What opens the gate (step 1009-1010): the release secret, sealed to the processor.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]

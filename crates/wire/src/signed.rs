@@ -53,7 +53,7 @@ impl Signer<'_> {
     }
 }
 
-/// A document whose signature, chain, role and time were verified. Only [`verify_document`] makes one.
+/// A document whose signature, chain, role and time were verified. Only [`verify_document`] and [`verify_past_document`] make one.
 #[derive(Clone, Debug)]
 pub struct Verified<D> {
     document: D,
@@ -90,9 +90,14 @@ impl<D> std::ops::Deref for Verified<D> {
 pub fn verify_document<D: Document>(bytes: &[u8], trust: &Trust, at: Time) -> Result<Verified<D>> {
     let envelope = open_envelope::<D>(bytes)?;
     let signer = trust.verify(&envelope.chain, D::ROLE, at)?;
-    envelope.sign1.verify_signature(EXTERNAL_AAD, |signature, message| trust.check_signature(&signer, message, signature))?;
-    let document = decode(&envelope.payload)?;
-    Ok(Verified { document, bytes: bytes.to_vec(), signer })
+    envelope.by(signer, trust, bytes)
+}
+
+/// As [`verify_document`] for a document that was signed at the time `at`, in the past: a certificate that was revoked later counts.
+pub fn verify_past_document<D: Document>(bytes: &[u8], trust: &Trust, at: Time) -> Result<Verified<D>> {
+    let envelope = open_envelope::<D>(bytes)?;
+    let signer = trust.verify_past(&envelope.chain, D::ROLE, at)?;
+    envelope.by(signer, trust, bytes)
 }
 
 /// Reads what a document of kind `D` claims, unverified: for showing it, or to learn the time at which to verify it.
@@ -105,6 +110,14 @@ struct Envelope {
     sign1: CoseSign1,
     chain: Vec<Vec<u8>>,
     payload: Vec<u8>,
+}
+
+impl Envelope {
+    /// Checks the signature of a signer whose chain was verified.
+    fn by<D: Document>(&self, signer: Certified, trust: &Trust, bytes: &[u8]) -> Result<Verified<D>> {
+        self.sign1.verify_signature(EXTERNAL_AAD, |signature, message| trust.check_signature(&signer, message, signature))?;
+        Ok(Verified { document: decode(&self.payload)?, bytes: bytes.to_vec(), signer })
+    }
 }
 
 fn open_envelope<D: Document>(bytes: &[u8]) -> Result<Envelope> {

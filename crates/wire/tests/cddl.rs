@@ -92,7 +92,11 @@ fn every_signed_document_follows_the_contract() {
     let signed_terms = signed(&pki, "terms", &terms);
     let signed_seal = signed(&pki, "seal", &seal());
     signed(&pki, "acknowledgement", &sample::acknowledgement(terms.order, &signed_terms, &signed_seal, NOW));
-    signed(&pki, "receipt", &sample::receipt(&confirmation, NOW));
+    let receipt = sample::receipt(&confirmation, NOW);
+    signed(&pki, "receipt", &receipt);
+    signed(&pki, "receipt", &Receipt { sale: None, log: None, ..receipt });
+    let key = Bytes::new(vec![1; 32]).expect("short");
+    signed(&pki, "log", &LogStatement { origin: Text::new("a/log").expect("short"), key, issued_at: NOW });
     let token = ReleaseToken { order: terms.order, terms: Digest::of(&signed_terms), processor: terms.processor, release: wrap() };
     let token = signed(&pki, "release-token", &token);
 

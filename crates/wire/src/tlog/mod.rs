@@ -6,12 +6,14 @@
 //! learns how many receipts there are and when, and neither account nor program nor amount.
 
 mod checkpoint;
+mod entered;
 mod note;
 mod proof;
 mod tiles;
 mod tree;
 
 pub use checkpoint::{Checkpoint, LogKey, SignedCheckpoint, origin_of};
+pub use entered::Entered;
 pub use note::Note;
 pub use proof::InclusionProof;
 pub use tiles::{TILE_WIDTH, Tile, TileKind, Tiles, entry_bundle, read_entry_bundle};
