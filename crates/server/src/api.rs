@@ -1,10 +1,12 @@
-//! The routes of the first path (`chipbound_wire::api`), each a few lines over [`Server`]. Who may call a route is in its
-//! arguments: `LoggedIn`, `Customer` or `Vendor`.
+//! The routes of the first path (`chipbound_wire::api`), each a few lines over [`Server`]. Who may call a route is in its row of the
+//! table.
 
+use crate::openapi;
+use crate::routes::{self, Access, Body, Caller, Entry, Route};
 use crate::server::Server;
-use crate::storage::{Principal, Repository};
+use crate::storage::Repository;
 use axum::Router;
-use axum::extract::{ConnectInfo, FromRequestParts, State};
+use axum::extract::{ConnectInfo, State};
 use axum::response::Response;
 use axum::routing::{delete, get, post, put};
 use chipbound_transport::extract::{Bearer, Json, Path, Upload};
@@ -15,70 +17,93 @@ use chipbound_wire::api::{
 };
 use chipbound_wire::limits::MAX_PROGRAM;
 use chipbound_wire::{Code, Digest, OrderId, Refusal};
-use http::request::Parts;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 type Shared<R> = State<Arc<Server<R>>>;
 type Answer<T> = Result<Json<T>, ApiError>;
 
+const ANYBODY: Access = Access::Anybody;
+const LOGGED_IN: Access = Access::Roles(&[AccountRole::Customer, AccountRole::Vendor]);
+const CUSTOMER: Access = Access::Roles(&[AccountRole::Customer]);
+const VENDOR: Access = Access::Roles(&[AccountRole::Vendor]);
+const ONCE: &[(&str, &str)] = &[(IDEMPOTENCY_HEADER, "1 to 128 visible ASCII characters: the same key and body answer the same order")];
+const UPGRADED: &[(&str, &str)] = &[("upgrade", api::UPGRADE), (TICKET_HEADER, "the ticket, in hexadecimal")];
+
 /// The routes over `server`.
 pub fn router<R: Repository>(server: Arc<Server<R>>) -> Router {
-    Router::new()
-        .route("/v1/sessions", post(log_in::<R>))
-        .route("/v1/sessions", delete(log_out::<R>))
-        .route("/v1/account", get(account::<R>))
-        .route("/v1/programs", get(programs::<R>))
-        .route("/v1/releases", post(announce::<R>))
-        .route("/v1/releases/{upload}", put(publish::<R>))
-        .route("/v1/orders", post(place_order::<R>))
-        .route("/v1/orders/{order}", get(order::<R>))
-        .route("/v1/orders/{order}/agreement", post(agree::<R>))
-        .route("/v1/orders/{order}/tickets", post(ticket::<R>))
-        .route("/v1/orders/{order}/acknowledgement", post(acknowledge::<R>))
-        .route("/v1/second-path", get(second_path::<R>))
-        .route("/v1/receipts", get(receipts::<R>))
-        .route("/v1/redownloads", post(redownload::<R>))
-        .with_state(server)
+    routes::router(table(), &server)
 }
 
-/// Whoever is logged in.
-struct LoggedIn(Principal);
-/// A customer who is logged in; any other role is [`Code::Forbidden`].
-struct Customer(Principal);
-/// A vendor who is logged in; any other role is [`Code::Forbidden`].
-struct Vendor(Principal);
-
-impl<R: Repository> FromRequestParts<Arc<Server<R>>> for LoggedIn {
-    type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, server: &Arc<Server<R>>) -> Result<Self, ApiError> {
-        let Bearer(token) = Bearer::from_request_parts(parts, server).await?;
-        Ok(Self(server.authenticate(&token).await?))
-    }
+/// Every route there is.
+pub(crate) fn table<R: Repository>() -> Vec<Entry<R>> {
+    let row = Route::new;
+    let (get_, post_) = (Method::GET, Method::POST);
+    vec![
+        (
+            row(post_.clone(), "/v1/sessions", ANYBODY, "Log in").takes(Body::json::<LogIn>()).answers(Body::json::<Session>()),
+            post(log_in::<R>),
+        ),
+        (row(Method::DELETE, "/v1/sessions", LOGGED_IN, "Log out"), delete(log_out::<R>)),
+        (row(get_.clone(), "/v1/account", LOGGED_IN, "The account and its money").answers(Body::json::<Account>()), get(account::<R>)),
+        (
+            row(get_.clone(), "/v1/programs", LOGGED_IN, "The newest release of each program").answers(Body::json::<Catalogue>()),
+            get(programs::<R>),
+        ),
+        (
+            row(post_.clone(), "/v1/releases", VENDOR, "Announce a release")
+                .takes(Body::json::<NewRelease>())
+                .answers(Body::json::<api::Upload>()),
+            post(announce::<R>),
+        ),
+        (
+            row(Method::PUT, "/v1/releases/{upload}", VENDOR, "Publish an announced release: its plaintext")
+                .takes(Body::Octets)
+                .answers(Body::json::<Published>()),
+            put(publish::<R>),
+        ),
+        (
+            row(post_.clone(), "/v1/orders", CUSTOMER, "Order a release for a processor")
+                .headers(ONCE)
+                .takes(Body::json::<NewOrder>())
+                .answers(Body::json::<Order>()),
+            post(place_order::<R>),
+        ),
+        (row(get_.clone(), "/v1/orders/{order}", CUSTOMER, "An order").answers(Body::json::<Order>()), get(order::<R>)),
+        (
+            row(post_.clone(), "/v1/orders/{order}/agreement", CUSTOMER, "Agree to a confirmation: the price is held")
+                .takes(Body::json::<Agreement>())
+                .answers(Body::json::<Order>()),
+            post(agree::<R>),
+        ),
+        (
+            row(post_.clone(), "/v1/orders/{order}/tickets", CUSTOMER, "A ticket for one second path").answers(Body::json::<Ticket>()),
+            post(ticket::<R>),
+        ),
+        (
+            row(post_.clone(), "/v1/orders/{order}/acknowledgement", CUSTOMER, "Settle a delivery: receipt and release token")
+                .takes(Body::json::<Acknowledge>())
+                .answers(Body::json::<Settled>()),
+            post(acknowledge::<R>),
+        ),
+        (
+            row(get_.clone(), "/v1/second-path", CUSTOMER, "Open the second path in this connection").headers(UPGRADED).status(101),
+            get(second_path::<R>),
+        ),
+        (row(get_.clone(), "/v1/receipts", CUSTOMER, "The newest receipts").answers(Body::json::<Receipts>()), get(receipts::<R>)),
+        (
+            row(post_, "/v1/redownloads", CUSTOMER, "Have a settled order delivered again")
+                .takes(Body::json::<Redownload>())
+                .answers(Body::json::<Order>()),
+            post(redownload::<R>),
+        ),
+        (row(get_, "/v1/openapi.json", ANYBODY, "This description").answers(Body::Octets), get(describe::<R>)),
+    ]
 }
 
-fn only(role: AccountRole, principal: Principal) -> Result<Principal, ApiError> {
-    if principal.role == role {
-        return Ok(principal);
-    }
-    Err(Refusal::new(Code::Forbidden, format!("this is for a {}", role.as_str())).into())
-}
-
-impl<R: Repository> FromRequestParts<Arc<Server<R>>> for Customer {
-    type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, server: &Arc<Server<R>>) -> Result<Self, ApiError> {
-        let LoggedIn(principal) = LoggedIn::from_request_parts(parts, server).await?;
-        only(AccountRole::Customer, principal).map(Self)
-    }
-}
-
-impl<R: Repository> FromRequestParts<Arc<Server<R>>> for Vendor {
-    type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, server: &Arc<Server<R>>) -> Result<Self, ApiError> {
-        let LoggedIn(principal) = LoggedIn::from_request_parts(parts, server).await?;
-        only(AccountRole::Vendor, principal).map(Self)
-    }
+async fn describe<R: Repository>() -> Json<&'static serde_json::Value> {
+    Json(openapi::shared::<R>())
 }
 
 async fn log_in<R: Repository>(
@@ -89,26 +114,26 @@ async fn log_in<R: Repository>(
     Ok(Json(server.log_in(request, peer.ip()).await?))
 }
 
-async fn log_out<R: Repository>(State(server): Shared<R>, LoggedIn(_): LoggedIn, token: Bearer) -> Result<StatusCode, ApiError> {
+async fn log_out<R: Repository>(State(server): Shared<R>, token: Bearer) -> Result<StatusCode, ApiError> {
     server.log_out(&token.0).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn account<R: Repository>(State(server): Shared<R>, LoggedIn(principal): LoggedIn) -> Answer<Account> {
+async fn account<R: Repository>(State(server): Shared<R>, Caller(principal): Caller) -> Answer<Account> {
     Ok(Json(server.account(principal).await?))
 }
 
-async fn programs<R: Repository>(State(server): Shared<R>, LoggedIn(_): LoggedIn) -> Answer<Catalogue> {
+async fn programs<R: Repository>(State(server): Shared<R>) -> Answer<Catalogue> {
     Ok(Json(server.catalogue().await?))
 }
 
-async fn announce<R: Repository>(State(server): Shared<R>, Vendor(vendor): Vendor, Json(request): Json<NewRelease>) -> Answer<api::Upload> {
+async fn announce<R: Repository>(State(server): Shared<R>, Caller(vendor): Caller, Json(request): Json<NewRelease>) -> Answer<api::Upload> {
     Ok(Json(server.announce(&vendor, request).await?))
 }
 
 async fn publish<R: Repository>(
     State(server): Shared<R>,
-    Vendor(vendor): Vendor,
+    Caller(vendor): Caller,
     Path(upload): Path<String>,
     body: Upload,
 ) -> Answer<Published> {
@@ -120,7 +145,7 @@ async fn publish<R: Repository>(
 
 async fn place_order<R: Repository>(
     State(server): Shared<R>,
-    Customer(customer): Customer,
+    Caller(customer): Caller,
     headers: HeaderMap,
     Json(request): Json<NewOrder>,
 ) -> Answer<Order> {
@@ -128,26 +153,26 @@ async fn place_order<R: Repository>(
     Ok(Json(server.place_order(&customer, key, &request).await?))
 }
 
-async fn order<R: Repository>(State(server): Shared<R>, Customer(customer): Customer, Path(order): Path<OrderId>) -> Answer<Order> {
+async fn order<R: Repository>(State(server): Shared<R>, Caller(customer): Caller, Path(order): Path<OrderId>) -> Answer<Order> {
     Ok(Json(server.order(&customer, order).await?))
 }
 
 async fn agree<R: Repository>(
     State(server): Shared<R>,
-    Customer(customer): Customer,
+    Caller(customer): Caller,
     Path(order): Path<OrderId>,
     Json(agreement): Json<Agreement>,
 ) -> Answer<Order> {
     Ok(Json(server.agree(&customer, order, &agreement).await?))
 }
 
-async fn ticket<R: Repository>(State(server): Shared<R>, Customer(customer): Customer, Path(order): Path<OrderId>) -> Answer<Ticket> {
+async fn ticket<R: Repository>(State(server): Shared<R>, Caller(customer): Caller, Path(order): Path<OrderId>) -> Answer<Ticket> {
     Ok(Json(server.issue_ticket(&customer, order).await?))
 }
 
 async fn acknowledge<R: Repository>(
     State(server): Shared<R>,
-    Customer(customer): Customer,
+    Caller(customer): Caller,
     Path(order): Path<OrderId>,
     Json(request): Json<Acknowledge>,
 ) -> Answer<Settled> {
@@ -156,7 +181,7 @@ async fn acknowledge<R: Repository>(
 
 async fn second_path<R: Repository>(
     State(server): Shared<R>,
-    Customer(customer): Customer,
+    Caller(customer): Caller,
     headers: HeaderMap,
     upgrade: Upgrade,
 ) -> Result<Response, ApiError> {
@@ -169,14 +194,10 @@ async fn second_path<R: Repository>(
     Ok(response)
 }
 
-async fn receipts<R: Repository>(State(server): Shared<R>, Customer(customer): Customer) -> Answer<Receipts> {
+async fn receipts<R: Repository>(State(server): Shared<R>, Caller(customer): Caller) -> Answer<Receipts> {
     Ok(Json(server.receipts(&customer).await?))
 }
 
-async fn redownload<R: Repository>(
-    State(server): Shared<R>,
-    Customer(customer): Customer,
-    Json(request): Json<Redownload>,
-) -> Answer<Order> {
+async fn redownload<R: Repository>(State(server): Shared<R>, Caller(customer): Caller, Json(request): Json<Redownload>) -> Answer<Order> {
     Ok(Json(server.redownload(&customer, &request).await?))
 }

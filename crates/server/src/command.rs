@@ -3,6 +3,7 @@
 use crate::accounts::{MAX_PASSWORD, new_account};
 use crate::config::Config;
 use crate::init::{Wishes, init};
+use crate::openapi;
 use crate::run::run;
 use crate::storage::Accounts;
 use crate::storage::sqlite::SqliteRepository;
@@ -49,6 +50,8 @@ pub enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Print the description of the first path in OpenAPI 3.1; a running server answers it at /v1/openapi.json.
+    Openapi,
     /// Accounts and their money, on the server's own machine.
     #[command(subcommand)]
     Account(AccountCommand),
@@ -115,6 +118,10 @@ pub fn execute(command: Command) -> Result<()> {
                 // Whoever nests this command may have set up the log already.
                 let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
                 run(Config::load(&config)?).await
+            }
+            Command::Openapi => {
+                println!("{:#}", openapi::document::<SqliteRepository>());
+                Ok(())
             }
             Command::Account(command) => account(command).await,
         }

@@ -1,22 +1,7 @@
 //! The JSON of the first path, under `/v1` (steps 1001, 1002, 1009). Documents travel in it as base64 (RFC 4648 §4) of the
 //! bytes that were signed. Errors are `application/problem+json` (RFC 9457) with the codes of [`crate::Code`].
 //!
-//! | method and path | who | body → answer |
-//! |---|---|---|
-//! | `POST /v1/sessions` | anybody | [`LogIn`] → [`Session`] |
-//! | `DELETE /v1/sessions` | logged in | → 204 |
-//! | `GET /v1/account` | logged in | → [`Account`] |
-//! | `GET /v1/programs` | logged in | → [`Catalogue`] |
-//! | `POST /v1/releases` | vendor | [`NewRelease`] → [`Upload`] |
-//! | `PUT /v1/releases/{upload}` | vendor | the plaintext → [`Published`] |
-//! | `POST /v1/orders` with `Idempotency-Key` | customer | [`NewOrder`] → [`Order`] |
-//! | `GET /v1/orders/{order}` | its owner | → [`Order`] |
-//! | `POST /v1/orders/{order}/agreement` | its owner | [`Agreement`] → [`Order`] |
-//! | `POST /v1/orders/{order}/tickets` | its owner | → [`Ticket`] |
-//! | `GET /v1/second-path` with `Upgrade: chipbound/1`, `Chipbound-Ticket` | its owner | → 101, then the second path |
-//! | `POST /v1/orders/{order}/acknowledgement` | its owner | [`Acknowledge`] → [`Settled`] |
-//! | `GET /v1/receipts` | logged in | → [`Receipts`] |
-//! | `POST /v1/redownloads` | the receipt's owner | [`Redownload`] → [`Order`] |
+//! Which route takes and answers what is described in `docs/openapi.json`.
 
 use crate::error::{Code, Refusal, Result};
 use crate::ids::{AccountId, Amount, Digest, KeyId, OrderId, ProgramId, Time};
@@ -50,6 +35,7 @@ impl<'de> Deserialize<'de> for Base64 {
 
 /// A user's credentials.
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LogIn {
     /// The user id.
@@ -60,6 +46,7 @@ pub struct LogIn {
 
 /// A bearer token (RFC 6750).
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Session {
     /// The token. A secret.
     pub token: String,
@@ -69,6 +56,7 @@ pub struct Session {
 
 /// What an account may do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum AccountRole {
     /// Buys.
@@ -100,6 +88,7 @@ impl std::str::FromStr for AccountRole {
 
 /// An account as its owner sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Account {
     /// Its id in documents.
     pub account: AccountId,
@@ -113,6 +102,7 @@ pub struct Account {
 
 /// Money of one currency.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Balance {
     /// Free to spend.
     pub available: Amount,
@@ -122,6 +112,7 @@ pub struct Balance {
 
 /// The newest release of each program.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Catalogue {
     /// In the order of their ids.
     pub programs: Vec<Release>,
@@ -129,6 +120,7 @@ pub struct Catalogue {
 
 /// One release.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Release {
     /// The program.
     pub program: ProgramId,
@@ -150,6 +142,7 @@ pub struct Release {
 
 /// A vendor announces a release; the plaintext follows.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NewRelease {
     /// The signed manifest.
@@ -160,6 +153,7 @@ pub struct NewRelease {
 
 /// Where the plaintext goes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Upload {
     /// `PUT` the plaintext to `/v1/releases/{upload}`.
     pub upload: String,
@@ -167,6 +161,7 @@ pub struct Upload {
 
 /// Published.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Published {
     /// The release.
     pub release: Release,
@@ -176,6 +171,7 @@ pub struct Published {
 
 /// A customer orders a release for a processor.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NewOrder {
     /// A program id, or the part after its slash where only one vendor uses it.
@@ -192,6 +188,7 @@ pub struct NewOrder {
 
 /// Where an order stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum OrderState {
     /// Offered, not agreed.
@@ -206,6 +203,7 @@ pub enum OrderState {
 
 /// An order.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Order {
     /// Its id.
     pub order: OrderId,
@@ -220,6 +218,7 @@ pub struct Order {
 
 /// The customer's agreement to a confirmation, by the digest of its signed bytes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Agreement {
     /// BLAKE3 of the signed confirmation.
@@ -228,6 +227,7 @@ pub struct Agreement {
 
 /// The right to open one second path.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Ticket {
     /// One-use.
     pub ticket: Digest,
@@ -240,6 +240,7 @@ pub struct Ticket {
 
 /// Step 1008 on its way to the server.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Acknowledge {
     /// The processor's signed acknowledgement.
@@ -248,6 +249,7 @@ pub struct Acknowledge {
 
 /// Step 1009.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Settled {
     /// The signed receipt: the same bytes on every repeat.
     pub receipt: Base64,
@@ -257,6 +259,7 @@ pub struct Settled {
 
 /// The account's receipts, newest first.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Receipts {
     /// Signed receipts.
     pub receipts: Vec<Base64>,
@@ -264,6 +267,7 @@ pub struct Receipts {
 
 /// A receipt buys the same release for the same processor again (source \[60\]).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Redownload {
     /// The signed receipt.

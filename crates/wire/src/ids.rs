@@ -233,6 +233,7 @@ impl<'b, C> Decode<'b, C> for ProgramId {
 
 /// Seconds since 1970-01-01 00:00:00 UTC.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Encode, Decode, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cbor(transparent)]
 #[serde(transparent)]
 pub struct Time(#[n(0)] pub u64);
@@ -316,6 +317,7 @@ impl<'b, C> Decode<'b, C> for Currency {
 
 /// An amount of money in minor units (cents) of one currency. Its text form is `12.50 EUR`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Encode, Decode, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cbor(array)]
 pub struct Amount {
     /// Minor units; at most [`Amount::MAX_MINOR`].

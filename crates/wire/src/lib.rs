@@ -16,6 +16,8 @@ pub mod ids;
 pub mod limits;
 pub mod messages;
 pub mod random;
+#[cfg(feature = "schema")]
+mod schema;
 pub mod signature;
 pub mod signed;
 pub mod suite;

@@ -10,6 +10,7 @@ macro_rules! choices {
     ($(#[$doc:meta])* $name:ident ($what:literal) { $($(#[$vdoc:meta])* $variant:ident = $number:literal, $text:literal;)+ }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Encode, Decode, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[cbor(index_only)]
         pub enum $name { $($(#[$vdoc])* #[n($number)] #[serde(rename = $text)] $variant,)+ }
 

@@ -6,6 +6,7 @@ mod accounts;
 mod daemon;
 mod deliveries;
 mod memory;
+mod openapi;
 mod orders;
 mod permissions;
 mod processor;
