@@ -70,6 +70,9 @@ fn a_customer_runs_what_he_cannot_read_neither_as_a_file_nor_as_his_process() {
         false => println!("unshare -Ur: not run here, users may not make namespaces"),
     }
     assert!(running.wait_with_output().unwrap().status.success());
+    let direct = installed.waiting(installed.customer(&installed.package, &[]));
+    assert_eq!(installed.ways_into(direct.id()), Vec::<String>::new());
+    assert!(direct.wait_with_output().unwrap().status.success());
     // Nor is the daemon open to its own user without the capability, or to the customer.
     assert_eq!(fs::metadata(format!("/proc/{daemon}/environ")).unwrap().uid(), 0, "it is not dumpable");
     assert_eq!(installed.ways_into(daemon), Vec::<String>::new());
@@ -93,6 +96,7 @@ fn a_crash_of_the_program_leaves_no_dump_with_its_code() {
     };
     let run = format!("{} run {}", installed.chipbound.display(), installed.package.display());
     assert_eq!(crash(&run, "protected"), (false, Vec::new()));
+    assert_eq!(crash(installed.package.to_str().unwrap(), "direct"), (false, Vec::new()));
     // The plain program is readable, so that the kernel dumps it, with the pages of its file where it is asked to.
     let plain = format!("sh -c 'echo 0x7f > /proc/self/coredump_filter; exec {} crash'", installed.plain.display());
     let (dumped, dumps) = crash(&plain, "plain");
@@ -113,6 +117,8 @@ fn whoever_races_against_thousands_of_starts_never_reads_the_code() {
     let [ran, _, _, opened, .., leaked] = installed.race_run("memory", 2500);
     assert!(opened > 0, "the client itself is open, before it becomes the program");
     assert_eq!((ran, leaked), (2500, 0));
+    let [ran, .., leaked] = installed.race_direct("memory", 2500);
+    assert_eq!((ran, leaked), (2500, 0), "started directly");
 }
 
 #[test]
@@ -128,6 +134,8 @@ fn a_client_traced_by_its_customer_is_refused_or_never_shows_the_code() {
     assert_eq!((ran + refused + others, leaked), (150, 0));
     let log = fs::read_to_string(installed.world.folder.path().join("processor.log")).unwrap();
     assert!(log.contains("trace_refused"), "the processor names the reason too");
+    let [ran, refused, others, .., leaked] = installed.race_direct("trace", 150);
+    assert_eq!((ran + refused + others, leaked), (150, 0), "started directly");
     good(&mut installed.run(&[]));
 }
 
@@ -140,6 +148,9 @@ fn duplicates_of_the_clients_sockets_and_strange_connections_get_no_descriptor()
     let [ran, _, _, _, _, sockets, strangers, descriptors, leaked] = installed.race_run("socket", 200);
     assert!(sockets > 0 && strangers > 0, "{sockets} duplicates of the client's sockets, {strangers} connections to the starts");
     assert_eq!((ran, descriptors, leaked), (200, 0, 0));
+    let [ran, .., strangers, descriptors, leaked] = installed.race_direct("socket", 200);
+    assert!(strangers > 0, "{strangers} connections to the starts");
+    assert_eq!((ran, descriptors, leaked), (200, 0, 0), "started directly");
 }
 
 #[test]
@@ -158,6 +169,7 @@ fn a_customers_library_does_not_see_the_code_from_inside() {
         let plain = with(installed.customer(&installed.plain, &[]));
         assert!(plain.contains(&MARKER[..64]), "{variable} works against a plain program: {plain}");
         assert_eq!(with(installed.run(&[])), "hello\n", "{variable}");
+        assert_eq!(with(installed.customer(&installed.package, &[])), "hello\n", "{variable}, started directly");
     }
 }
 

@@ -105,6 +105,48 @@ fn a_launcher_that_asks_to_be_traced_never_shows_the_code() {
     let [ran, refused, others, _, traced, _, _, _, leaked] = installed.race_run("asked", 20);
     assert!(traced > 0 && ran == 0, "{traced} stops, {ran} ran");
     assert_eq!((refused + others, leaked), (20, 0));
+    let [ran, refused, others, _, traced, _, _, _, leaked] = installed.race_direct("asked", 20);
+    assert!(traced > 0 && ran == 0, "{traced} stops, {ran} ran");
+    assert_eq!((refused + others, leaked), (20, 0), "started directly");
+    good(&mut installed.run(&[]));
+}
+
+/// Who traces a process over its exec moves its registers, even where he cannot read its memory: he makes it open itself to him, closes
+/// it again and lets it go. So the process of a direct start execs once more, with the processor as its tracer.
+#[test]
+fn whoever_held_the_process_at_its_exec_has_nothing_of_it_when_the_program_begins() {
+    if !root_with_setpriv() {
+        return;
+    }
+    let installed = Installed::new();
+    // A plain program that its user may execute and not read.
+    let unreadable = installed.world.folder.path().join("bin/unreadable");
+    good(Command::new("cp").arg(&installed.plain).arg(&unreadable));
+    mode(&unreadable, 0o711);
+    let [ran, _, _, opened, traced, .., leaked] = installed.race("held", 5, &[&unreadable]);
+    assert!(leaked > 0, "the control: {ran} ran, {opened} opened, {traced} traced, {leaked} leaked");
+    let interpreter = installed.world.folder.path().join("processor/interpreter");
+    let [ran, _, _, opened, traced, .., leaked] = installed.race_in("held", 50, &interpreter, &[&installed.package]);
+    assert_eq!((ran, opened, traced, leaked), (50, 50, 50, 0));
+}
+
+/// A filter of system calls whose owner answers in the kernel's place: with a socket of which he keeps a duplicate.
+#[test]
+fn under_a_filter_whose_owner_answers_its_calls_no_program_starts_that_forbids_foreign_code() {
+    if !root_with_setpriv() {
+        return;
+    }
+    let installed = Installed::new();
+    let open = installed.world.folder.path().join("bin/open.package");
+    installed.install(&installed.plain, "open", &open, &["--loader-variables", "allow"]);
+    let [.., sockets, _, descriptors, leaked] = installed.race("answered", 5, &[&open]);
+    assert!(sockets > 0 && descriptors > 0 && leaked > 0, "the control: {sockets} sockets, {descriptors} descriptors, {leaked} leaked");
+    for command in [&[&*installed.package][..], &[&installed.chipbound, Path::new("run"), &installed.package]] {
+        let [ran, refused, others, .., descriptors, leaked] = installed.race("answered", 20, command);
+        assert_eq!((ran, refused, others, descriptors, leaked), (0, 20, 0, 0, 0), "{command:?}");
+    }
+    let log = fs::read_to_string(installed.world.folder.path().join("processor.log")).unwrap();
+    assert!(log.contains("foreign_filter"), "the processor names the reason");
     good(&mut installed.run(&[]));
 }
 
@@ -152,6 +194,7 @@ fn no_variable_of_a_dynamic_linker_reaches_the_program_and_none_leaves_a_trace()
     };
     assert_eq!(asked(installed.customer(&installed.plain, &[])).len(), VARIABLES.len() + 1, "the control");
     assert_eq!(asked(installed.run(&[])), ["TZDIR"]);
+    assert_eq!(asked(installed.customer(&installed.package, &[])), ["TZDIR"], "started directly");
     // Told to, the dynamic linker of a plain program writes down what it does, and measures a library.
     let traced = |mut command: Command| {
         let output = folder.join("trace");
@@ -168,6 +211,7 @@ fn no_variable_of_a_dynamic_linker_reaches_the_program_and_none_leaves_a_trace()
     };
     assert!(of(traced(installed.customer(&installed.plain, &[])), &installed.plain), "the control");
     assert!(!of(traced(installed.run(&[])), &installed.package), "the protected program's own linker says nothing");
+    assert!(!of(traced(installed.customer(&installed.package, &[])), &installed.package), "nor where it is started directly");
 }
 
 /// A program with a library that needs another, as an administrator would install them: program in `bin`, libraries in `lib`.
@@ -286,7 +330,8 @@ fn where_the_vendor_allows_it_the_customers_library_is_loaded() {
     }
     let linked = Linked::new("$ORIGIN/../lib", &["--loader-variables", "allow"]);
     linked.runs();
-    let mut command = linked.installed.run_package(&linked.package, &[]);
-    let output = good(command.env("LD_LIBRARY_PATH", linked.spy.parent().unwrap()).env("MARKER_AT", &linked.address));
-    assert!(memchr::memmem::find(&output.stdout, &MARKER.as_bytes()[..64]).is_some(), "{output:?}");
+    for mut command in [linked.installed.run_package(&linked.package, &[]), linked.installed.customer(&linked.package, &[])] {
+        let output = good(command.env("LD_LIBRARY_PATH", linked.spy.parent().unwrap()).env("MARKER_AT", &linked.address));
+        assert!(memchr::memmem::find(&output.stdout, &MARKER.as_bytes()[..64]).is_some(), "{output:?}");
+    }
 }

@@ -16,6 +16,7 @@ pub mod conversation;
 pub mod daemon;
 pub mod data;
 pub mod enrolling;
+mod filters;
 pub mod intake;
 pub mod interpreter;
 mod libraries;

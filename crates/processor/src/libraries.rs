@@ -1,6 +1,7 @@
-//! Whose libraries a program may load.
+//! Whose libraries a program may load, and who may answer its system calls.
 
 use crate::connection::Peer;
+use crate::filters;
 use crate::processor::Program;
 use crate::run::refusal_of;
 use chipbound_loader::{AtExec, LoadError};
@@ -32,9 +33,11 @@ impl Checked {
         Self::At(path, found)
     }
 
-    /// The process's own path decides where its `$ORIGIN` is; where it is another, the look is taken again.
+    /// Nobody but the kernel answers the process. Its own path decides where its `$ORIGIN` is; where it is another, the look at its libraries
+    /// is taken again.
     pub(crate) fn hold_for(&self, stopped: &AtExec, program: &Program) -> Result<()> {
         let Self::At(path, found) = self else { return Ok(()) };
+        filters::check(stopped.pid())?;
         let executed = std::fs::read_link(format!("/proc/{}/exe", stopped.pid().as_raw_nonzero()));
         let executed = executed.map_err(|e| Refusal::io("where the package lies", e))?;
         match found {

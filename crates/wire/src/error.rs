@@ -179,6 +179,8 @@ codes! {
     TraceRefused = "trace_refused", Environment, 503, "Another tracer holds the process, or the kernel forbids it: see the processor's set-up in the README.";
     /// A library that the program would load, or a folder in which it is looked for, could be anybody's.
     ForeignLibrary = "foreign_library", Denied, 403, "Have the administrator own that file and every folder above it, writable by nobody else; or ask the vendor to allow loader variables.";
+    /// A filter of system calls is over the process, whose owner could answer in the kernel's place.
+    ForeignFilter = "foreign_filter", Denied, 403, "Start it without that filter (sandboxes and units of a service manager set such), or ask the vendor to allow loader variables.";
     /// A package names an interpreter that does not start it here.
     NoDirectStart = "no_direct_start", Environment, 409, "Start it with `chipbound run`, or put it in place anew: chipbound install.";
     /// The client lives in another user or mount namespace.

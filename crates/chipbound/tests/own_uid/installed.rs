@@ -167,8 +167,13 @@ impl Installed {
     /// Races against so many starts. How many ran, were refused, ended otherwise; what was opened, traced, duplicated; how many
     /// strange connections were taken; how many descriptors came; how often the code was read.
     pub(crate) fn race(&self, way: &str, rounds: u32, command: &[&Path]) -> [u64; 9] {
+        self.race_in(way, rounds, Path::new("/lib64/ld-linux-x86-64.so.2"), command)
+    }
+
+    /// The same for programs that begin in this interpreter.
+    pub(crate) fn race_in(&self, way: &str, rounds: u32, interpreter: &Path, command: &[&Path]) -> [u64; 9] {
         let mut attacker = self.customer(&self.attacker, &["race", way, &rounds.to_string(), &self.address]);
-        let output = good(attacker.args(command));
+        let output = good(attacker.args(command).env("INTERPRETER", interpreter));
         let words = lines(&output).pop().unwrap();
         println!("{way}: {words}\n{}", String::from_utf8_lossy(&output.stderr)); // What refused starts said.
         let numbers: Vec<u64> = words.split_whitespace().filter_map(|w| w.parse().ok()).collect();
@@ -177,6 +182,11 @@ impl Installed {
 
     pub(crate) fn race_run(&self, way: &str, rounds: u32) -> [u64; 9] {
         self.race(way, rounds, &[&self.chipbound, Path::new("run"), &self.package])
+    }
+
+    /// As [`race_run`](Self::race_run), against the package executed by its own name.
+    pub(crate) fn race_direct(&self, way: &str, rounds: u32) -> [u64; 9] {
+        self.race(way, rounds, &[&self.package])
     }
 }
 
