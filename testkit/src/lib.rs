@@ -1,9 +1,11 @@
 //! What tests of several crates share: a whole public key infrastructure in memory, sample documents, repeatable randomness.
 //! For tests only; nothing here keeps a secret.
 
+pub mod cards;
 pub mod documents;
 pub mod pki;
 
+pub use cards::CardSimulator;
 pub use pki::{Holder, MemoryKey, Pki, Wanted};
 
 use chipbound_wire::Random;

@@ -5,6 +5,7 @@
 //! - [`blobs`]: plaintext programs and common ciphertext;
 //! - [`api`]: the routes of the first path, each a few lines over [`Server`];
 //! - [`accounts`], [`publishing`], [`ordering`], [`settling`]: what the routes do;
+//! - [`payment`]: who holds and takes a customer's money;
 //! - [`deliver`]: the server's role in Fig. 4, one function from the ticket to the farewell (`packing` seals for it);
 //! - [`line`](mod@line): the second path on a line of its own;
 //! - [`keys`], [`standing`]: the server's three certified keys, their renewal, and the revocation list;
@@ -25,6 +26,7 @@ pub mod line;
 pub mod openapi;
 pub mod ordering;
 mod packing;
+pub mod payment;
 mod places;
 pub mod publishing;
 mod routes;

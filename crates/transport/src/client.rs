@@ -181,6 +181,29 @@ impl Client {
         self.exchange(Ask { method, path, bearer, headers: &all }, body.into(), max).await
     }
 
+    /// The same to a server that is not one of ours: whatever it answers, errors included, is returned as it came, with at most `max`
+    /// bytes of body. `bearer` and the fields go on the wire, `content_type` names the body.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of an HTTP request")]
+    pub async fn request_foreign(
+        &self,
+        method: Method,
+        path: &str,
+        bearer: Option<&str>,
+        headers: &[(&str, &str)],
+        content_type: &str,
+        body: Vec<u8>,
+        max: usize,
+    ) -> Result<Response<Bytes>> {
+        let mut all = vec![(CONTENT_TYPE.as_str(), content_type)];
+        all.extend_from_slice(headers);
+        let request = self.build(&Ask { method, path, bearer, headers: &all }, Outgoing::Whole(Some(body.into())))?;
+        let (link, response) = self.send(request, &Progress::begin()).await?;
+        let (head, body) = response.into_parts();
+        let bytes = self.body(body, max).await?;
+        self.keep(link);
+        Ok(Response::from_parts(head, bytes))
+    }
+
     /// PUT exactly `len` bytes of `source`, 64 KiB in memory at a time, and get a JSON value. Nothing is sent before the
     /// server wants it (`Expect: 100-continue`), so that a refusal costs no upload. [`Code::Io`] when the source is shorter.
     pub async fn put_stream<Res: DeserializeOwned>(
@@ -300,9 +323,13 @@ impl Client {
     async fn answer(&self, response: Response<Incoming>, max: usize) -> Result<Bytes> {
         let status = response.status();
         let max = if status.is_success() { max } else { limits::MAX_JSON };
-        let late = |_| Refusal::new(Code::TimedOut, format!("the answer of {} stopped coming", self.address()));
-        let bytes = timeout(self.timeouts.answer, collect(response.into_body(), max)).await.map_err(late)??;
+        let bytes = self.body(response.into_body(), max).await?;
         if status.is_success() { Ok(bytes) } else { Err(Problem::refusal_in(status, &bytes)) }
+    }
+
+    async fn body(&self, body: Incoming, max: usize) -> Result<Bytes> {
+        let late = |_| Refusal::new(Code::TimedOut, format!("the answer of {} stopped coming", self.address()));
+        timeout(self.timeouts.answer, collect(body, max)).await.map_err(late)?
     }
 
     fn take_kept(&self) -> Option<Link> {

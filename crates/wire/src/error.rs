@@ -207,6 +207,12 @@ codes! {
     MethodNotAllowed = "method_not_allowed", Caller, 405, "Check the method against docs/protocol.md.";
     /// The balance does not cover the price.
     InsufficientFunds = "insufficient_funds", Caller, 402, "Ask the operator to add to the account: chipbound account deposit.";
+    /// The card provider refuses the payment; nothing is held.
+    PaymentDeclined = "payment_declined", Caller, 402, "Nothing was charged: pay with another card (buy --pay card:TOKEN), or from the account's money.";
+    /// The card provider has not said yet what became of the payment.
+    PaymentPending = "payment_pending", Environment, 503, "Run the same command again in a moment: the provider is asked again, and nothing is charged twice.";
+    /// The number of a card where a token should be, or anywhere else.
+    CardNumber = "card_number", Caller, 400, "Never send a card number: pass the token (pm_…) that the card provider's own form gives; nothing was stored.";
     /// The same idempotency key with other parameters.
     IdempotencyConflict = "idempotency_conflict", Caller, 409, "Use a new idempotency key for a new order.";
     /// The order confirmation or the hold ran out.

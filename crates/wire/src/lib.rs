@@ -15,6 +15,7 @@ pub mod error;
 pub mod ids;
 pub mod limits;
 pub mod messages;
+pub mod payment;
 pub mod random;
 #[cfg(feature = "schema")]
 mod schema;

@@ -8,6 +8,7 @@ mod deliveries;
 mod memory;
 mod openapi;
 mod orders;
+mod payments;
 mod permissions;
 mod processor;
 mod publishing;
