@@ -3,7 +3,7 @@
 use crate::Outcome;
 use crate::primitives::seconds;
 use crate::stats::Series;
-use chipbound_server::storage::sqlite::SqliteRepository;
+use chipbound_server::storage::Books;
 use chipbound_server::storage::{
     Accounts, Deliveries, Delivery, NewAccount, NewOrder, NewTicket, Orders, PendingUpload, Releases, Settlement, StoredOrder,
     StoredRelease,
@@ -39,7 +39,7 @@ pub(crate) struct PerOrder {
 /// Measures so many orders on a database in `folder`.
 pub(crate) fn measure(folder: &Path, orders: usize) -> Outcome<PerOrder> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let repository = SqliteRepository::open(&folder.join("measured.db")).await?;
+        let repository = Books::open_file(&folder.join("measured.db")).await?;
         let release = prepare(&repository, orders as u64).await?;
         let mut spent = PerOrder::default();
         for _ in 0..orders {
@@ -54,7 +54,7 @@ pub(crate) fn measure(folder: &Path, orders: usize) -> Outcome<PerOrder> {
 }
 
 /// Two accounts, one release, and the money for all orders.
-async fn prepare(repository: &SqliteRepository, orders: u64) -> Outcome<StoredRelease> {
+async fn prepare(repository: &Books, orders: u64) -> Outcome<StoredRelease> {
     for (account, user, role) in [(BUYER, "buyer", AccountRole::Customer), (VENDOR, "vendor", AccountRole::Vendor)] {
         let new = NewAccount { account, user: user.to_owned(), role, password: "none".to_owned(), created_at: NOW };
         repository.add_account(&new).await?;
@@ -90,7 +90,7 @@ async fn prepare(repository: &SqliteRepository, orders: u64) -> Outcome<StoredRe
 }
 
 /// What the server asks of its storage for one delivery, in this order.
-async fn one_order(repository: &SqliteRepository, release: &StoredRelease) -> Outcome<()> {
+async fn one_order(repository: &Books, release: &StoredRelease) -> Outcome<()> {
     let confirmation = [vec![7; DOCUMENT], fresh::<16>(&mut SystemRandom).to_vec()].concat();
     let order = OrderId(fresh(&mut SystemRandom));
     for _ in 0..REQUESTS {

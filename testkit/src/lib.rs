@@ -4,6 +4,7 @@
 pub mod cards;
 pub mod documents;
 pub mod pki;
+pub mod postgres;
 
 pub use cards::CardSimulator;
 pub use pki::{Holder, MemoryKey, Pki, Wanted};

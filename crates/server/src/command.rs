@@ -5,8 +5,8 @@ use crate::config::Config;
 use crate::init::{Wishes, init};
 use crate::openapi;
 use crate::run::run;
-use crate::storage::Accounts;
-use crate::storage::sqlite::SqliteRepository;
+use crate::storage::{Accounts, Books, Location};
+
 use chipbound_host::files::read_private;
 use chipbound_host::{now, process};
 use chipbound_wire::api::AccountRole;
@@ -120,7 +120,7 @@ pub fn execute(command: Command) -> Result<()> {
                 run(Config::load(&config)?).await
             }
             Command::Openapi => {
-                println!("{:#}", openapi::document::<SqliteRepository>());
+                println!("{:#}", openapi::document::<Books>());
                 Ok(())
             }
             Command::Account(command) => account(command).await,
@@ -185,12 +185,14 @@ async fn account(command: AccountCommand) -> Result<()> {
     Ok(())
 }
 
-async fn books(config: &Path) -> Result<SqliteRepository> {
-    let database = Config::load(config)?.database();
-    if !database.exists() {
-        return Err(Refusal::new(Code::Database, format!("there is no database {}", database.display())));
+async fn books(config: &Path) -> Result<Books> {
+    let location = Config::load(config)?.database()?;
+    if let Location::File(path) = &location
+        && !path.exists()
+    {
+        return Err(Refusal::new(Code::Database, format!("there is no database {}", path.display())));
     }
-    SqliteRepository::open(&database).await
+    Books::open(&location).await
 }
 
 /// The password: from its file, or asked for twice on a terminal, or the first line of standard input. Never an argument.

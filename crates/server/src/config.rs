@@ -1,13 +1,22 @@
 //! The configuration, `server.toml`. Unknown fields and values are refused with their line; no field opens a check.
 
+use crate::storage::Location;
+use chipbound_host::files::read_private;
 use chipbound_session::server as second_path;
 use chipbound_transport::ServeLimits;
 use chipbound_wire::limits::MAX_TEXT;
 use chipbound_wire::suite::{Aead, Kem, KeyMode, Suite};
 use chipbound_wire::{Code, Refusal, Result};
 use serde::Deserialize;
+use sqlx::postgres::PgConnectOptions;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// Connections to a database server.
+const MAX_CONNECTIONS: usize = 256;
+/// Bytes of a file with a database's password.
+const MAX_DATABASE_PASSWORD: usize = 4096;
 
 /// The configuration of one server.
 #[derive(Clone, Debug, Deserialize)]
@@ -32,6 +41,9 @@ pub struct Config {
     /// How many strangers are met before log-in.
     #[serde(default)]
     pub admission: Admission,
+    /// Where accounts, orders and money are kept.
+    #[serde(default)]
+    pub database: DatabaseConfig,
     /// The folder of database, keys and blobs: that of the configuration file.
     #[serde(skip)]
     pub folder: PathBuf,
@@ -56,6 +68,52 @@ pub struct AuthorityConfig {
     /// Seconds between two looks at the revocation list.
     #[serde(default = "defaults::refresh_seconds")]
     pub refresh_seconds: u64,
+}
+
+/// Where accounts, orders and money are kept.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DatabaseConfig {
+    /// `sqlite:FILE`, below the folder of the configuration, or `postgres://USER@HOST/DATABASE` without a password.
+    pub url: String,
+    /// A file (mode 0600) whose first line is the password of a PostgreSQL server.
+    pub password_file: Option<PathBuf>,
+    /// Connections to a PostgreSQL server, and so transactions at once.
+    pub connections: usize,
+}
+
+impl Default for DatabaseConfig {
+    fn default() -> Self {
+        Self { url: "sqlite:server.db".to_owned(), password_file: None, connections: 16 }
+    }
+}
+
+impl DatabaseConfig {
+    /// Where that is, for a configuration in `folder`. [`Code::ConfigInvalid`]; a password file's own refusals.
+    fn location(&self, folder: &Path) -> Result<Location> {
+        let bad = |why: &str| Refusal::new(Code::ConfigInvalid, format!("database: {why}"));
+        if let Some(file) = self.url.strip_prefix("sqlite:") {
+            if file.is_empty() || self.password_file.is_some() {
+                return Err(bad("url names a file, sqlite:server.db, which has no password"));
+            }
+            return Ok(Location::File(folder.join(file)));
+        }
+        let rest = self.url.strip_prefix("postgres://").ok_or_else(|| bad("url is sqlite:FILE or postgres://USER@HOST/DATABASE"))?;
+        let user = rest.split(['/', '?']).next().and_then(|authority| authority.rsplit_once('@')).map_or("", |(user, _)| user);
+        if user.contains(':') || rest.contains("password=") {
+            return Err(bad("the url holds no password: write it into a file of mode 0600 and name that as password_file"));
+        }
+        if !(1..=MAX_CONNECTIONS).contains(&self.connections) {
+            return Err(bad("connections are 1 to 256"));
+        }
+        let mut options = self.url.parse::<PgConnectOptions>().map_err(|e| bad(&format!("url: {e}")))?;
+        if let Some(file) = &self.password_file {
+            let bytes = Zeroizing::new(read_private(&folder.join(file), MAX_DATABASE_PASSWORD)?);
+            let text = std::str::from_utf8(&bytes).map_err(|_| bad("the password is not UTF-8"))?;
+            options = options.password(text.lines().next().unwrap_or_default());
+        }
+        Ok(Location::Postgres(Box::new(options), self.connections))
+    }
 }
 
 /// Caps on what the first path does for strangers (attack A16). Bursts may be somewhat above the rates.
@@ -205,10 +263,9 @@ impl Config {
         Ok(config)
     }
 
-    /// The database.
-    #[must_use]
-    pub fn database(&self) -> PathBuf {
-        self.folder.join("server.db")
+    /// Where the database is; reads the file of its password, if there is one.
+    pub fn database(&self) -> Result<Location> {
+        self.database.location(&self.folder)
     }
 
     /// The folder of sealed keys and their certificates.
@@ -247,6 +304,31 @@ mod tests {
     fn what_is_left_out_has_its_default() {
         let config = load(GOOD).expect("a configuration");
         assert_eq!((config.policy.suites.len(), config.policy.key_mode, config.authority.refresh_seconds), (4, KeyMode::Direct, 30));
+    }
+
+    #[test]
+    fn a_database_is_a_file_below_the_folder_or_a_server_whose_password_stands_in_a_private_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |url: &str, password_file: Option<&str>| {
+            let password_file = password_file.map(PathBuf::from);
+            DatabaseConfig { url: url.to_owned(), password_file, ..DatabaseConfig::default() }.location(folder.path())
+        };
+        assert!(matches!(DatabaseConfig::default().location(folder.path()), Ok(Location::File(f)) if f == folder.path().join("server.db")));
+        for url in
+            ["server.db", "sqlite:", "mysql://a@b/c", "postgres://ann:secret@host/books", "postgres://ann@host/books?password=secret"]
+        {
+            let refusal = at(url, None).expect_err(url);
+            assert_eq!(refusal.code, Code::ConfigInvalid, "{url}");
+            assert!(!refusal.detail.contains("secret"), "{}", refusal.detail);
+        }
+        let file = folder.path().join("password");
+        std::fs::write(&file, "correct horse\n").expect("written");
+        assert_eq!(at("postgres://ann@host/books", Some("password")).expect_err("all may read it").code, Code::InsecurePermissions);
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("made private");
+        let location = at("postgres://ann@host/books", Some("password")).expect("a server");
+        assert!(!format!("{location:?}").contains("horse"), "{location:?}");
+        assert!(matches!(location, Location::Postgres(options, 16) if options.get_host() == "host" && options.get_username() == "ann"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::keys::{ROLES, key_file_context, store_chain, write_key};
 use crate::standing::store_trust;
-use crate::storage::sqlite::SqliteRepository;
+use crate::storage::Books;
 use chipbound_host::files::{PRIVATE, PUBLIC, create_new_installation, create_private_folder, write_new};
 use chipbound_host::{FileKey, Kek, now, signing_request};
 use chipbound_transport::enrolment::{Application, Enrolled, enroll};
@@ -69,7 +69,7 @@ pub async fn init(wishes: &Wishes, voucher: &Voucher) -> Result<Made> {
     let last = &enrolled.last().ok_or_else(|| Refusal::new(Code::Internal, "a server has roles"))?.2;
     store_trust(&keys, &last.root, &last.revocations)?;
     make_tls(folder, &kek, &keys, wishes)?;
-    SqliteRepository::open(&folder.join("server.db")).await?.close().await;
+    Books::open_file(&folder.join("server.db")).await?.close().await;
     let config = folder.join("server.toml");
     write_new(&config, configuration(wishes, last.certified.subject()).as_bytes(), PUBLIC)?;
     Ok(Made { config, tls_root: folder.join("tls-root.pem"), subject: last.certified.subject().to_owned() })
@@ -136,6 +136,11 @@ url = \"{authority}\"
 # handshakes_per_second = 500
 # handshakes_per_second_of_an_address = 100
 
+# Accounts, orders and money: a file below this folder, or a PostgreSQL server (url = \"postgres://USER@HOST/DATABASE\", its
+# password the first line of the file that password_file names, mode 0600; connections = 16).
+[database]
+# url = \"sqlite:server.db\"
+
 [policy]
 # seller = \"\"
 # conditions = \"For one processor; the receipt downloads it again.\"
@@ -174,6 +179,7 @@ mod tests {
         let plain = Config::load(&path).expect("it loads");
         let policy = text.split("[policy]\n").nth(1).expect("a policy");
         let uncommented = text.replace(policy, &policy.replace("# ", "")).replace("# refresh_seconds", "refresh_seconds");
+        let uncommented = uncommented.replace("# url", "url");
         std::fs::write(&path, uncommented).expect("written");
         let spelled_out = Config::load(&path).expect("it loads with the defaults spelled out");
         assert_eq!(format!("{plain:?}"), format!("{spelled_out:?}"));

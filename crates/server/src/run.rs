@@ -6,7 +6,7 @@ use crate::keys::{ServerKeys, SharedKeys, key_file_context};
 use crate::line::serve_line;
 use crate::server::{Clock, Parts, Server};
 use crate::standing::{Standing, load_trust};
-use crate::storage::sqlite::SqliteRepository;
+use crate::storage::Books;
 use crate::{api, blobs::Blobs};
 use chipbound_host::files::{read, read_private};
 use chipbound_host::{Kek, now};
@@ -98,7 +98,7 @@ pub async fn serve_until(config: Config, shutdown: impl Future<Output = ()>, rea
 }
 
 /// Opens what is on the disk, and gives back what a killed server left.
-async fn open(config: &Config) -> Result<(Arc<Server<SqliteRepository>>, Standing)> {
+async fn open(config: &Config) -> Result<(Arc<Server<Books>>, Standing)> {
     let kek = Kek::load(&config.kek())?;
     let keys = SharedKeys::new(ServerKeys::load(&config.keys(), &kek)?);
     let trust = SharedTrust::new(load_trust(&config.keys())?);
@@ -110,7 +110,7 @@ async fn open(config: &Config) -> Result<(Arc<Server<SqliteRepository>>, Standin
         trust: trust.clone(),
         clock: clock.clone(),
     };
-    let repository = SqliteRepository::open(&config.database()).await?;
+    let repository = Books::open(&config.database()?).await?;
     let blobs = Blobs::open(&config.blobs())?;
     let server = Server::new(Parts { repository, blobs, keys, trust, kek, policy: config.policy.clone(), clock })?;
     let removed = server.tidy().await?;
@@ -135,7 +135,7 @@ async fn keep_standing(standing: Standing, every: Duration) {
     }
 }
 
-async fn keep_expiring(server: Arc<Server<SqliteRepository>>) {
+async fn keep_expiring(server: Arc<Server<Books>>) {
     let mut ticks = interval(EXPIRY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -263,6 +263,8 @@ codes! {
     Unsealable = "unsealable", Environment, 500, "The file was changed or belongs to another installation: restore it from a backup or enroll again.";
     /// The database failed.
     Database = "database", Environment, 500, "Look at the server's log and its disk.";
+    /// The database was written by a newer version.
+    DatabaseSchema = "database_schema", Environment, 500, "Run the version that wrote it, or a newer one; it was left as it is.";
     /// A defect of this software.
     Internal = "internal", Us, 500, "Report it with the server's log.";
 }

@@ -1,10 +1,22 @@
 //! What the server keeps: one repository whose methods are whole transactions.
 //!
-//! Nothing of an engine (connection, transaction, row) leaves an implementation, and no method can be taken apart by its
+//! Nothing of an engine (connection, transaction, row) leaves this folder, and no method can be taken apart by its
 //! caller: what must happen together is one method. A method that was refused changed nothing; one whose caller
-//! went away is carried out whole or not at all.
+//! went away is carried out whole or not at all. Each is written once ([`Books`], over the small dialect in `sql`) and runs on
+//! either engine, a SQLite file or a PostgreSQL server (`engine`).
 
-pub mod sqlite;
+mod accounts;
+mod books;
+mod deliveries;
+mod engine;
+mod ledger;
+mod orders;
+mod releases;
+mod sql;
+#[cfg(test)]
+mod tests;
+
+pub use books::{Books, Location};
 
 use chipbound_wire::api::{AccountRole, Balance, OrderState};
 use chipbound_wire::suite::{Aead, Kem, KeyMode};
@@ -306,7 +318,7 @@ pub struct SettledOrder {
 }
 
 /// Makes the signed receipt inside the transaction that captures.
-pub type MakeReceipt = Box<dyn FnOnce(&ReceiptEntry) -> Result<Vec<u8>> + Send>;
+pub type MakeReceipt = Box<dyn Fn(&ReceiptEntry) -> Result<Vec<u8>> + Send>;
 
 /// Deliveries, settlement and receipts.
 pub trait Deliveries {

@@ -3,7 +3,7 @@
 use crate::processor::Processor;
 use crate::world::{User, World, code, eur, sample};
 use chipbound_server::openapi::document;
-use chipbound_server::storage::sqlite::SqliteRepository;
+use chipbound_server::storage::Books;
 use chipbound_transport::problem::Problem;
 use chipbound_wire::api::*;
 use chipbound_wire::suite::KeyMode;
@@ -12,7 +12,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 fn described() -> Value {
-    document::<SqliteRepository>()
+    document::<Books>()
 }
 
 /// Fails unless `answer` is of the schema at `pointer` into the description.

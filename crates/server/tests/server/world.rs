@@ -5,7 +5,7 @@ use chipbound_host::Kek;
 use chipbound_server::config::Policy;
 use chipbound_server::keys::{ServerKeys, SharedKeys};
 use chipbound_server::storage::Accounts;
-use chipbound_server::storage::sqlite::SqliteRepository;
+use chipbound_server::storage::Books;
 use chipbound_server::{Parts, Server, accounts, api, blobs::Blobs, line};
 use chipbound_session::tls::{Identity, SharedTrust};
 use chipbound_testkit::{Holder, Pki, Wanted, documents};
@@ -29,8 +29,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 pub(crate) struct World {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) pki: Pki,
-    pub(crate) server: Arc<Server<SqliteRepository>>,
-    pub(crate) repository: SqliteRepository,
+    pub(crate) server: Arc<Server<Books>>,
+    pub(crate) repository: Books,
     pub(crate) keys: SharedKeys,
     pub(crate) trust: SharedTrust,
     pub(crate) client: Arc<Client>,
@@ -85,7 +85,7 @@ impl World {
         let pki = Pki::new(Time(clock.load(Ordering::Relaxed)));
         let trust = SharedTrust::new(pki.trust().with_revocations(&pki.revocations(&[])).unwrap());
         let keys = SharedKeys::new(server_keys(&pki, "shop"));
-        let repository = SqliteRepository::open(&folder.path().join("server.db")).await.unwrap();
+        let repository = Books::open_file(&folder.path().join("server.db")).await.unwrap();
         for (user, role) in
             [("ann", AccountRole::Customer), ("bob", AccountRole::Customer), ("vera", AccountRole::Vendor), ("vito", AccountRole::Vendor)]
         {

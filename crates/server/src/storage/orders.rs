@@ -1,10 +1,10 @@
 //! Orders, holds and tickets.
 
-use super::{Columns, SqliteRepository, all, execute, first, ledger, number, signed, unreadable};
-use crate::storage::{NewOrder, NewTicket, Orders, StoredOrder};
+use super::books::Books;
+use super::sql::{Row, Tx, all, first, number, signed, unreadable, values};
+use super::{NewOrder, NewTicket, Orders, StoredOrder, accounts, ledger};
 use chipbound_wire::api::OrderState;
 use chipbound_wire::{AccountId, Code, Digest, KeyId, OrderId, Refusal, Result, Time};
-use rusqlite::{Connection, Row, params};
 
 /// Orders whose holds are given back in one transaction.
 const EXPIRE_AT_ONCE: u32 = 200;
@@ -31,7 +31,7 @@ fn parse_state(text: &str) -> Result<OrderState> {
         .ok_or_else(unreadable)
 }
 
-fn stored(row: &Row<'_>) -> Result<StoredOrder> {
+fn stored(row: &dyn Row) -> Result<StoredOrder> {
     Ok(StoredOrder {
         order: OrderId(row.id("order_id")?),
         account: AccountId(row.id("account")?),
@@ -44,23 +44,33 @@ fn stored(row: &Row<'_>) -> Result<StoredOrder> {
         issued_at: Time(row.number("issued_at")?),
         expires_at: Time(row.number("expires_at")?),
         redownload_until: Time(row.number("redownload_until")?),
-        receipt: row.column("receipt")?,
+        receipt: row.optional_bytes("receipt")?,
     })
 }
 
 /// The order of that id, whosever it is.
-pub(super) fn find(connection: &Connection, order: OrderId) -> Result<Option<StoredOrder>> {
-    let find = "SELECT o.*, r.receipt FROM orders o LEFT JOIN receipts r USING (order_id) WHERE o.order_id = ?";
-    first(connection, find, [order.0], stored)
+pub(super) fn find(books: &dyn Tx, order: OrderId) -> Result<Option<StoredOrder>> {
+    let find = "SELECT o.*, r.receipt FROM orders o LEFT JOIN receipts r USING (order_id) WHERE o.order_id = $1";
+    first(books, find, values![&order], stored)
 }
 
 /// The order of that id and account.
-pub(super) fn owned(connection: &Connection, account: AccountId, order: OrderId) -> Result<StoredOrder> {
-    find(connection, order)?.filter(|o| o.account == account).ok_or_else(unknown_order)
+pub(super) fn owned(books: &dyn Tx, account: AccountId, order: OrderId) -> Result<StoredOrder> {
+    find(books, order)?.filter(|o| o.account == account).ok_or_else(unknown_order)
 }
 
-pub(super) fn set_state(tx: &Connection, order: OrderId, state: OrderState) -> Result<()> {
-    execute(tx, "UPDATE orders SET state = ? WHERE order_id = ?", params![state_text(state), order.0]).map(drop)
+/// The same, locked until the transaction ends.
+pub(super) fn locked(tx: &dyn Tx, account: AccountId, order: OrderId) -> Result<StoredOrder> {
+    lock(tx, order)?;
+    owned(tx, account, order)
+}
+
+fn lock(tx: &dyn Tx, order: OrderId) -> Result<()> {
+    tx.lock("SELECT 1 FROM orders WHERE order_id = $1 FOR UPDATE", values![&order])
+}
+
+pub(super) fn set_state(tx: &dyn Tx, order: OrderId, state: OrderState) -> Result<()> {
+    tx.execute("UPDATE orders SET state = $1 WHERE order_id = $2", values![state_text(state), &order]).map(drop)
 }
 
 /// Refuses an order that ran out, whether or not its hold was given back yet.
@@ -71,19 +81,19 @@ pub(super) fn check_running(order: &StoredOrder, now: Time) -> Result<()> {
     Ok(())
 }
 
-impl Orders for SqliteRepository {
+impl Orders for Books {
     async fn place_order(&self, new: &NewOrder) -> Result<StoredOrder> {
         let new = new.clone();
-        self.connections.write(move |tx| place(tx, new)).await
+        self.write(move |tx: &dyn Tx| place(tx, &new)).await
     }
 
     async fn order(&self, account: AccountId, order: OrderId) -> Result<StoredOrder> {
-        self.connections.read(|books| owned(books, account, order))
+        self.read(move |books: &dyn Tx| owned(books, account, order)).await
     }
 
     async fn authorise(&self, account: AccountId, order: OrderId, confirmation: Digest, now: Time) -> Result<StoredOrder> {
-        let authorise = move |tx: &_| {
-            let mut order = owned(tx, account, order)?;
+        let authorise = move |tx: &dyn Tx| {
+            let mut order = locked(tx, account, order)?;
             if Digest::of(&order.confirmation) != confirmation {
                 return Err(Refusal::new(Code::TermsMismatch, "the agreement is to another confirmation than this order's"));
             }
@@ -95,56 +105,56 @@ impl Orders for SqliteRepository {
             }
             Ok(order)
         };
-        self.connections.write(authorise).await
+        self.write(authorise).await
     }
 
     async fn issue_ticket(&self, ticket: &NewTicket, now: Time, most: u32) -> Result<()> {
         let new = *ticket;
-        let issue = move |tx: &_| {
-            let order = owned(tx, new.account, new.order)?;
+        let issue = move |tx: &dyn Tx| {
+            let order = locked(tx, new.account, new.order)?;
             check_deliverable(tx, &order, now)?;
-            let count = "SELECT count(*) FROM tickets WHERE order_id = ? AND expires_at >= ?";
-            if number(tx, count, params![new.order.0, signed(now.0)?])? >= u64::from(most) {
+            let count = "SELECT count(*) AS n FROM tickets WHERE order_id = $1 AND expires_at >= $2";
+            if number(tx, count, values![&new.order, signed(now.0)?])? >= u64::from(most) {
                 return Err(Refusal::new(Code::RateLimited, format!("there are {most} unused tickets for this order already")));
             }
-            let insert = "INSERT INTO tickets (ticket, order_id, account, expires_at) VALUES (?, ?, ?, ?)";
-            execute(tx, insert, params![new.ticket.0, new.order.0, new.account.0, signed(new.expires_at.0)?]).map(drop)
+            let insert = "INSERT INTO tickets (ticket, order_id, account, expires_at) VALUES ($1, $2, $3, $4)";
+            tx.execute(insert, values![&new.ticket, &new.order, &new.account, signed(new.expires_at.0)?]).map(drop)
         };
-        self.connections.write(issue).await
+        self.write(issue).await
     }
 
     async fn redeem_ticket(&self, ticket: Digest, account: Option<AccountId>, now: Time) -> Result<StoredOrder> {
         let invalid = || Refusal::new(Code::TicketInvalid, "the ticket is unknown, used or expired");
-        let redeem = move |tx: &_| {
-            let used = "DELETE FROM tickets WHERE ticket = ?1 AND expires_at >= ?2 AND account = coalesce(?3, account) RETURNING order_id";
-            let values = params![ticket.0, signed(now.0)?, account.map(|a| a.0)];
+        let redeem = move |tx: &dyn Tx| {
+            let used = "DELETE FROM tickets WHERE ticket = $1 AND expires_at >= $2 AND account = coalesce($3, account) RETURNING order_id";
+            let values = values![&ticket, signed(now.0)?, account.as_ref()];
             let order = first(tx, used, values, |row| row.id("order_id"))?.ok_or_else(invalid)?;
             let order = find(tx, OrderId(order))?.ok_or_else(invalid)?;
             check_deliverable(tx, &order, now)?;
             Ok(order)
         };
-        self.connections.write(redeem).await
+        self.write(redeem).await
     }
 
     async fn readmit(&self, account: AccountId, order: OrderId, receipt: &[u8], until: Time) -> Result<StoredOrder> {
         let receipt = receipt.to_vec();
-        let readmit = move |tx: &_| {
-            let order = owned(tx, account, order)?;
+        let readmit = move |tx: &dyn Tx| {
+            let order = locked(tx, account, order)?;
             if order.receipt.as_ref() != Some(&receipt) {
                 return Err(Refusal::new(Code::ReceiptMismatch, "this is not the receipt of that order"));
             }
-            let change = "UPDATE orders SET readmitted_until = max(readmitted_until, ?) WHERE order_id = ?";
-            execute(tx, change, params![signed(until.0)?, order.order.0])?;
+            let change = "UPDATE orders SET readmitted_until = $1 WHERE order_id = $2 AND readmitted_until < $1";
+            tx.execute(change, values![signed(until.0)?, &order.order])?;
             Ok(order)
         };
-        self.connections.write(readmit).await
+        self.write(readmit).await
     }
 
     async fn expire(&self, now: Time) -> Result<u64> {
         let mut expired = 0;
         loop {
             // One transaction for some of them, so that it holds nobody up for long.
-            let some = self.connections.write(move |tx| expire_some(tx, now)).await?;
+            let some = self.write(move |tx| expire_some(tx, now)).await?;
             expired += some;
             if some < u64::from(EXPIRE_AT_ONCE) {
                 return Ok(expired);
@@ -154,10 +164,10 @@ impl Orders for SqliteRepository {
 }
 
 /// One transaction's worth of [`Orders::expire`].
-fn expire_some(tx: &Connection, now: Time) -> Result<u64> {
+fn expire_some(tx: &dyn Tx, now: Time) -> Result<u64> {
     let now_signed = signed(now.0)?;
-    let find_late = "SELECT order_id FROM orders WHERE state IN ('confirmed', 'authorised') AND expires_at < ? LIMIT ?";
-    let late = all(tx, find_late, params![now_signed, EXPIRE_AT_ONCE], |row| row.id("order_id").map(OrderId))?;
+    let find_late = "SELECT order_id FROM orders WHERE state IN ('confirmed', 'authorised') AND expires_at < $1 ORDER BY order_id LIMIT $2";
+    let late = all(tx, find_late, values![now_signed, EXPIRE_AT_ONCE], |row| row.id("order_id").map(OrderId))?;
     for order in &late {
         let order = find(tx, *order)?.ok_or_else(unknown_order)?;
         if order.state == OrderState::Authorised {
@@ -166,22 +176,22 @@ fn expire_some(tx: &Connection, now: Time) -> Result<u64> {
         set_state(tx, order.order, OrderState::Expired)?;
     }
     for statement in [
-        "DELETE FROM tickets WHERE expires_at < ?",
-        "DELETE FROM sessions WHERE expires_at < ?",
-        "DELETE FROM uploads WHERE expires_at < ?",
+        "DELETE FROM tickets WHERE expires_at < $1",
+        "DELETE FROM sessions WHERE expires_at < $1",
+        "DELETE FROM uploads WHERE expires_at < $1",
     ] {
-        execute(tx, statement, [now_signed])?;
+        tx.execute(statement, values![now_signed])?;
     }
     Ok(late.len() as u64)
 }
 
 /// Whether a package may be delivered for this order now.
-fn check_deliverable(tx: &Connection, order: &StoredOrder, now: Time) -> Result<()> {
+fn check_deliverable(tx: &dyn Tx, order: &StoredOrder, now: Time) -> Result<()> {
     check_running(order, now)?;
     match order.state {
         OrderState::Authorised => Ok(()),
         OrderState::Settled => {
-            let until = number(tx, "SELECT readmitted_until FROM orders WHERE order_id = ?", [order.order.0])?;
+            let until = number(tx, "SELECT readmitted_until AS n FROM orders WHERE order_id = $1", values![&order.order])?;
             if now.0 > until {
                 return Err(Refusal::new(Code::OrderState, "the order is settled: show its receipt to download again"));
             }
@@ -192,43 +202,43 @@ fn check_deliverable(tx: &Connection, order: &StoredOrder, now: Time) -> Result<
 }
 
 /// Places the order, or finds the one that was placed with its key before.
-fn place(tx: &Connection, new: NewOrder) -> Result<StoredOrder> {
+fn place(tx: &dyn Tx, new: &NewOrder) -> Result<StoredOrder> {
     let account = new.order.account;
-    let find_before = "SELECT order_id, parameters FROM orders WHERE account = ? AND idempotency_key = ?";
-    let ids = |row: &Row<'_>| Ok((OrderId(row.id("order_id")?), Digest(row.id("parameters")?)));
-    if let Some((order, parameters)) = first(tx, find_before, params![account.0, new.idempotency_key], ids)? {
+    accounts::lock(tx, &account)?;
+    let find_before = "SELECT order_id, parameters FROM orders WHERE account = $1 AND idempotency_key = $2";
+    let ids = |row: &dyn Row| Ok((OrderId(row.id("order_id")?), Digest(row.id("parameters")?)));
+    if let Some((order, parameters)) = first(tx, find_before, values![&account, &new.idempotency_key], ids)? {
         if parameters != new.parameters {
             return Err(Refusal::new(Code::IdempotencyConflict, "another order was placed with this idempotency key"));
         }
         return owned(tx, account, order);
     }
     // Nobody fills the books who agrees to nothing.
-    let open = number(tx, "SELECT count(*) FROM orders WHERE account = ? AND state = 'confirmed'", [account.0])?;
+    let open = number(tx, "SELECT count(*) AS n FROM orders WHERE account = $1 AND state = 'confirmed'", values![&account])?;
     if open >= NOT_AGREED_TO {
         return Err(Refusal::new(Code::RateLimited, format!("{open} orders wait for an agreement already")));
     }
-    insert(tx, &new)?;
-    Ok(new.order)
+    insert(tx, new)?;
+    Ok(new.order.clone())
 }
 
-fn insert(tx: &Connection, new: &NewOrder) -> Result<()> {
+fn insert(tx: &dyn Tx, new: &NewOrder) -> Result<()> {
     let order = &new.order;
-    execute(
-        tx,
+    tx.execute(
         "INSERT INTO orders (order_id, account, manifest, processor, key_mode, price, currency, state, confirmation, idempotency_key,
-         parameters, issued_at, expires_at, redownload_until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        params![
-            order.order.0,
-            order.account.0,
-            order.manifest.0,
-            order.processor.0,
+         parameters, issued_at, expires_at, redownload_until) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        values![
+            &order.order,
+            &order.account,
+            &order.manifest,
+            &order.processor,
             order.key_mode.as_str(),
             signed(order.price.minor)?,
             order.price.currency.as_str(),
             state_text(order.state),
-            order.confirmation,
-            new.idempotency_key,
-            new.parameters.0,
+            &order.confirmation,
+            &new.idempotency_key,
+            &new.parameters,
             signed(order.issued_at.0)?,
             signed(order.expires_at.0)?,
             signed(order.redownload_until.0)?,

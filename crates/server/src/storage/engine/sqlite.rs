@@ -1,18 +1,27 @@
-//! The connections to the file: one that writes, on a thread of its own, and some that read.
+//! One SQLite file: WAL, every commit on the disk before it is answered, one connection that writes, on a thread of its own, and
+//! some that read.
 //!
 //! SQLite is a library, not a server: a statement is a call of a few microseconds, so a transaction must not travel between threads
 //! for each of them. A transaction that writes is one function that the writer's thread runs from BEGIN to COMMIT, because it waits
 //! for the disk. A query that a key answers runs where it is asked; one that may be long, on a thread for what blocks.
 
-use super::failed;
-use chipbound_wire::{Code, Refusal, Result};
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use super::{Transaction, failed, lost, not_migrated};
+use crate::storage::sql::{Cell, Lock, Row, Tx, Value, first, unreadable};
+use chipbound_host::files::{PRIVATE, write_new};
+use chipbound_wire::{Refusal, Result};
+use rusqlite::types::ValueRef;
+use rusqlite::{CachedStatement, Connection, OpenFlags, TransactionBehavior};
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
+/// Only ever added to; what was released is never changed.
+static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 /// How long a transaction waits for a writer in another process.
 const BUSY: Duration = Duration::from_secs(20);
 /// Transactions that wait for the writer; more wait to be taken in.
@@ -20,14 +29,14 @@ const WAITING: usize = 256;
 /// Connections that are kept for the next query.
 const READERS: usize = 8;
 /// Statements that a connection keeps compiled: more than there are.
-const STATEMENTS: usize = 128;
+const STATEMENTS: usize = 256;
 
 /// A transaction that writes, waiting for its turn.
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// All connections; closed when the last copy is dropped.
 #[derive(Clone)]
-pub(super) struct Connections {
+pub(in crate::storage) struct Sqlite {
     writer: mpsc::Sender<Job>,
     readers: Arc<Readers>,
 }
@@ -37,9 +46,21 @@ struct Readers {
     idle: Mutex<Vec<Connection>>,
 }
 
-impl Connections {
-    /// Opens the file, which is there already.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+impl Sqlite {
+    /// Opens the file, makes it if it is not there, and brings it to this version's form.
+    pub(in crate::storage) async fn open(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            // SQLite gives its other files the mode of this one.
+            write_new(path, b"", PRIVATE)?;
+        }
+        let mut connection = SqliteConnectOptions::new().filename(path).connect().await.map_err(|e| failed(&e))?;
+        let migrated = MIGRATIONS.run(&mut connection).await.map_err(|e| not_migrated(&path.display().to_string(), e));
+        connection.close().await.map_err(|e| failed(&e))?;
+        migrated?;
+        Self::connect(path)
+    }
+
+    fn connect(path: &Path) -> Result<Self> {
         let mut writer = connect(path)?;
         writer.pragma_update(None, "journal_mode", "wal").map_err(|e| failed(&e))?;
         let (jobs, mut waiting) = mpsc::channel::<Job>(WAITING);
@@ -54,19 +75,19 @@ impl Connections {
     }
 
     /// Runs a query here and now: for what is found by a key.
-    pub(super) fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+    pub(in crate::storage) fn read<T>(&self, query: impl FnOnce(&dyn Tx) -> Result<T>) -> Result<T> {
         self.readers.read(query)
     }
 
     /// Runs a query that may take its time.
-    pub(super) async fn read_long<T: Send + 'static>(&self, query: impl FnOnce(&Connection) -> Result<T> + Send + 'static) -> Result<T> {
+    pub(in crate::storage) async fn read_long<T: Send + 'static>(&self, query: impl Transaction<T>) -> Result<T> {
         let readers = self.readers.clone();
         tokio::task::spawn_blocking(move || readers.read(query)).await.map_err(|e| lost().because(e))?
     }
 
     /// Runs a transaction: what it changed is on the disk when this returns, or it was refused and changed nothing. Where the caller
     /// goes away meanwhile it happens whole or not at all.
-    pub(super) async fn write<T: Send + 'static>(&self, transaction: impl FnOnce(&Connection) -> Result<T> + Send + 'static) -> Result<T> {
+    pub(in crate::storage) async fn write<T: Send + 'static>(&self, transaction: impl Transaction<T>) -> Result<T> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
             let _ = answer.send(transact(connection, transaction)); // The caller went away.
@@ -76,7 +97,7 @@ impl Connections {
     }
 
     /// Waits for the transactions before this one, and closes the idle connections.
-    pub(super) async fn settle(&self) {
+    pub(in crate::storage) async fn settle(&self) {
         let checkpoint = |connection: &Connection| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         let (answer, answered) = oneshot::channel();
         self.readers.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -90,7 +111,7 @@ impl Connections {
 }
 
 impl Readers {
-    fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+    fn read<T>(&self, query: impl FnOnce(&dyn Tx) -> Result<T>) -> Result<T> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let connection = match idle {
             Some(connection) => connection,
@@ -124,13 +145,67 @@ fn connect(path: &Path) -> Result<Connection> {
 }
 
 /// It takes the writer's place at once, so that it never fails for having read first.
-fn transact<T>(connection: &mut Connection, transaction: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+fn transact<T>(connection: &mut Connection, transaction: impl Transaction<T>) -> Result<T> {
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| failed(&e))?;
-    let done = transaction(&tx)?; // Refused: dropped, and rolled back by that.
+    let done = transaction(&*tx)?; // Refused: dropped, and rolled back by that.
     tx.commit().map_err(|e| failed(&e))?;
     Ok(done)
 }
 
-fn lost() -> Refusal {
-    Refusal::new(Code::Internal, "a transaction of the books ended without an answer")
+impl Tx for Connection {
+    fn execute(&self, statement: &'static str, values: &[Value<'_>]) -> Result<u64> {
+        let mut prepared = prepare(self, statement, values)?;
+        prepared.raw_execute().map(|changed| changed as u64).map_err(|e| failed(&e))
+    }
+
+    fn query(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()> {
+        let mut prepared = prepare(self, statement, values)?;
+        let mut rows = prepared.raw_query();
+        while let Some(row) = rows.next().map_err(|e| failed(&e))? {
+            if !read(row)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self, _: &'static str, _: &[Value<'_>]) -> Result<()> {
+        Ok(()) // There is one writer.
+    }
+
+    fn alone(&self, _: Lock) -> Result<()> {
+        Ok(()) // There is one writer.
+    }
+
+    fn next_entry(&self) -> Result<i64> {
+        let next = "SELECT coalesce(max(entry), 0) + 1 AS n FROM entries";
+        first(self, next, &[], |row| row.integer("n"))?.ok_or_else(unreadable)
+    }
+}
+
+fn prepare<'c>(connection: &'c Connection, statement: &str, values: &[Value<'_>]) -> Result<CachedStatement<'c>> {
+    let mut prepared = connection.prepare_cached(statement).map_err(|e| failed(&e))?;
+    for (value, index) in values.iter().zip(1..) {
+        // SQLite takes `$1` for a name and numbers names as they occur.
+        debug_assert_eq!(prepared.parameter_name(index), Some(format!("${index}").as_str()), "{statement}");
+        let bound = match value {
+            Value::Integer(number) => prepared.raw_bind_parameter(index, number),
+            Value::Text(text) => prepared.raw_bind_parameter(index, text),
+            Value::Blob(bytes) => prepared.raw_bind_parameter(index, bytes),
+        };
+        bound.map_err(|e| failed(&e))?;
+    }
+    Ok(prepared)
+}
+
+impl Row for rusqlite::Row<'_> {
+    fn cell(&self, column: &str) -> Result<Cell<'_>> {
+        match self.get_ref(column).map_err(|e| failed(&e))? {
+            ValueRef::Null => Ok(Cell::Null),
+            ValueRef::Integer(number) => Ok(Cell::Integer(number)),
+            ValueRef::Text(text) => std::str::from_utf8(text).map(Cell::Text).map_err(|_| unreadable()),
+            ValueRef::Blob(bytes) => Ok(Cell::Blob(bytes)),
+            ValueRef::Real(_) => Err(unreadable()),
+        }
+    }
 }

@@ -1,17 +1,17 @@
 //! Uploads, releases and common packages.
 
-use super::{Columns, SqliteRepository, all, execute, first, number, signed, unreadable};
-use crate::storage::{CommonPackage, PendingUpload, Releases, StoredRelease};
+use super::books::Books;
+use super::sql::{Lock, Row, Tx, all, first, number, signed, unreadable, values};
+use super::{CommonPackage, PendingUpload, Releases, StoredRelease, accounts};
 use chipbound_wire::suite::Aead;
 use chipbound_wire::{AccountId, Code, Digest, ProgramId, Refusal, Result, Time};
-use rusqlite::{Connection, Row, params};
 
 /// Uploads of one account at once.
 const UPLOADS: u64 = 64;
 /// Programs in one catalogue.
 const CATALOGUE: u32 = 2048;
 
-fn release(row: &Row<'_>) -> Result<StoredRelease> {
+fn release(row: &dyn Row) -> Result<StoredRelease> {
     Ok(StoredRelease {
         manifest: Digest(row.id("manifest")?),
         program: row.parsed("program")?,
@@ -28,7 +28,7 @@ fn release(row: &Row<'_>) -> Result<StoredRelease> {
     })
 }
 
-fn common_package(row: &Row<'_>) -> Result<CommonPackage> {
+fn common_package(row: &dyn Row) -> Result<CommonPackage> {
     Ok(CommonPackage {
         manifest: Digest(row.id("manifest")?),
         aead: row.parsed("aead")?,
@@ -44,15 +44,16 @@ fn common_package(row: &Row<'_>) -> Result<CommonPackage> {
 
 /// Refuses a program of a vendor whose releases are another account's, a version that is there already, and a sequence that does
 /// not rise.
-fn check_new(tx: &Connection, account: AccountId, program: &ProgramId, version: &str, sequence: u64) -> Result<()> {
+fn check_new(tx: &dyn Tx, account: AccountId, program: &ProgramId, version: &str, sequence: u64) -> Result<()> {
     let vendor = program.as_str().strip_suffix(program.name()).unwrap_or_default();
-    let find_foreign = "SELECT 1 FROM releases WHERE substr(program, 1, length(?1)) = ?1 AND vendor <> ?2 LIMIT 1";
-    if first(tx, find_foreign, params![vendor, account.0], |_| Ok(()))?.is_some() {
+    let find_foreign = "SELECT 1 FROM releases WHERE substr(program, 1, length($1)) = $1 AND vendor <> $2 LIMIT 1";
+    if first(tx, find_foreign, values![vendor, &account], |_| Ok(()))?.is_some() {
         return Err(Refusal::new(Code::Forbidden, "another account publishes this vendor's programs"));
     }
     let find_newest =
-        "SELECT max(sequence) AS newest, coalesce(max(version = ?2), 0) AS taken FROM releases WHERE program = ?1 HAVING count(*) > 0";
-    let newest = first(tx, find_newest, params![program.as_str(), version], |row| Ok((row.number("newest")?, row.number("taken")?)))?;
+        "SELECT max(sequence) AS newest, max(CASE WHEN version = $1 THEN 1 ELSE 0 END) AS taken FROM releases WHERE program = $2
+                       HAVING count(*) > 0";
+    let newest = first(tx, find_newest, values![version, program.as_str()], |row| Ok((row.number("newest")?, row.number("taken")?)))?;
     let Some((newest, taken)) = newest else { return Ok(()) };
     if taken != 0 {
         return Err(Refusal::new(Code::Conflict, format!("version {version} of {program} is published already")));
@@ -66,25 +67,24 @@ fn check_new(tx: &Connection, account: AccountId, program: &ProgramId, version: 
     Ok(())
 }
 
-fn insert(tx: &Connection, new: &StoredRelease) -> Result<()> {
-    execute(
-        tx,
+fn insert(tx: &dyn Tx, new: &StoredRelease) -> Result<()> {
+    tx.execute(
         "INSERT INTO releases (manifest, program, name, version, sequence, vendor, price, currency, signed_manifest, layout,
-         plain_digest, sealed_bytes, blob, published_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        params![
-            new.manifest.0,
+         plain_digest, sealed_bytes, blob, published_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        values![
+            &new.manifest,
             new.program.as_str(),
             new.program.name(),
-            new.version,
+            &new.version,
             signed(new.sequence)?,
-            new.vendor.0,
+            &new.vendor,
             signed(new.price.minor)?,
             new.price.currency.as_str(),
-            new.signed_manifest,
-            new.layout,
-            new.plain_digest.0,
+            &new.signed_manifest,
+            &new.layout,
+            &new.plain_digest,
             signed(new.sealed_bytes)?,
-            new.blob,
+            &new.blob,
             signed(new.published_at.0)?,
         ],
     )
@@ -92,30 +92,31 @@ fn insert(tx: &Connection, new: &StoredRelease) -> Result<()> {
 }
 
 /// The common package of a release and an AEAD.
-const COMMON_PACKAGE: &str = "SELECT * FROM common_packages WHERE manifest = ? AND aead = ?";
+const COMMON_PACKAGE: &str = "SELECT * FROM common_packages WHERE manifest = $1 AND aead = $2";
 
-impl Releases for SqliteRepository {
+impl Releases for Books {
     async fn announce(&self, upload: &PendingUpload, program: &ProgramId, version: &str, sequence: u64) -> Result<()> {
         let (upload, program, version) = (upload.clone(), program.clone(), version.to_owned());
-        let announce = move |tx: &_| {
+        let announce = move |tx: &dyn Tx| {
+            accounts::lock(tx, &upload.account)?;
             check_new(tx, upload.account, &program, &version, sequence)?;
-            if number(tx, "SELECT count(*) FROM uploads WHERE account = ?", [upload.account.0])? >= UPLOADS {
+            if number(tx, "SELECT count(*) AS n FROM uploads WHERE account = $1", values![&upload.account])? >= UPLOADS {
                 return Err(Refusal::new(Code::RateLimited, format!("{UPLOADS} releases wait for their plaintext already")));
             }
             let (price, expires_at) = (signed(upload.price.minor)?, signed(upload.expires_at.0)?);
-            execute(
-                tx,
-                "INSERT INTO uploads (upload, account, signed_manifest, price, currency, expires_at) VALUES (?, ?, ?, ?, ?, ?)",
-                params![upload.upload, upload.account.0, upload.manifest, price, upload.price.currency.as_str(), expires_at],
+            tx.execute(
+                "INSERT INTO uploads (upload, account, signed_manifest, price, currency, expires_at) VALUES ($1, $2, $3, $4, $5, $6)",
+                values![&upload.upload, &upload.account, &upload.manifest, price, upload.price.currency.as_str(), expires_at],
             )
             .map(drop)
         };
-        self.connections.write(announce).await
+        self.write(announce).await
     }
 
     async fn upload(&self, upload: &str, account: AccountId, now: Time) -> Result<PendingUpload> {
-        let find = "SELECT * FROM uploads WHERE upload = ? AND account = ? AND expires_at >= ?";
-        let read = |row: &Row<'_>| {
+        let find = "SELECT * FROM uploads WHERE upload = $1 AND account = $2 AND expires_at >= $3";
+        let upload = upload.to_owned();
+        let read = move |row: &dyn Row| {
             Ok(PendingUpload {
                 upload: row.text("upload")?,
                 account,
@@ -125,32 +126,35 @@ impl Releases for SqliteRepository {
             })
         };
         let now = signed(now.0)?;
-        let found = self.connections.read(|books| first(books, find, params![upload, account.0, now], read))?;
+        let found = self.read(move |books: &dyn Tx| first(books, find, values![&upload, &account, now], read)).await?;
         found.ok_or_else(|| Refusal::new(Code::NotFound, "there is no such upload, or it ran out"))
     }
 
     async fn publish(&self, upload: &str, new: &StoredRelease) -> Result<()> {
         let (upload, new) = (upload.to_owned(), new.clone());
-        let publish = move |tx: &_| {
-            if execute(tx, "DELETE FROM uploads WHERE upload = ?", [&upload])? != 1 {
+        let publish = move |tx: &dyn Tx| {
+            tx.alone(Lock::Publishing)?;
+            if tx.execute("DELETE FROM uploads WHERE upload = $1", values![&upload])? != 1 {
                 return Err(Refusal::new(Code::Conflict, "the upload was published or ran out meanwhile"));
             }
             check_new(tx, new.vendor, &new.program, &new.version, new.sequence)?;
             insert(tx, &new)
         };
-        self.connections.write(publish).await
+        self.write(publish).await
     }
 
     async fn catalogue(&self) -> Result<Vec<StoredRelease>> {
         let list = "SELECT * FROM releases r WHERE sequence = (SELECT max(sequence) FROM releases WHERE program = r.program)
-                    ORDER BY program LIMIT ?";
-        self.connections.read_long(move |books| all(books, list, [CATALOGUE], release)).await
+                    ORDER BY program LIMIT $1";
+        self.read_long(move |books: &dyn Tx| all(books, list, values![CATALOGUE], release)).await
     }
 
     async fn find_release(&self, program: &str, version: Option<&str>) -> Result<StoredRelease> {
-        let find = "SELECT * FROM releases r WHERE (program = ?1 OR name = ?1) AND CASE WHEN ?2 IS NULL
-                    THEN sequence = (SELECT max(sequence) FROM releases WHERE program = r.program) ELSE version = ?2 END LIMIT 2";
-        let mut found = self.connections.read(|books| all(books, find, params![program, version], release))?;
+        let find = "SELECT * FROM releases r WHERE (program = $1 OR name = $1) AND CASE WHEN $2 IS NULL
+                    THEN sequence = (SELECT max(sequence) FROM releases WHERE program = r.program) ELSE version = $2 END LIMIT 2";
+        let (wanted, wanted_version) = (program.to_owned(), version.map(str::to_owned));
+        let query = move |books: &dyn Tx| all(books, find, values![&wanted, wanted_version.as_deref()], release);
+        let mut found = self.read(query).await?;
         match (found.pop(), found.is_empty()) {
             (Some(release), true) => Ok(release),
             (None, _) => {
@@ -163,40 +167,40 @@ impl Releases for SqliteRepository {
     }
 
     async fn release(&self, manifest: Digest) -> Result<StoredRelease> {
-        let found = self.connections.read(|books| first(books, "SELECT * FROM releases WHERE manifest = ?", [manifest.0], release))?;
+        let find = "SELECT * FROM releases WHERE manifest = $1";
+        let found = self.read(move |books: &dyn Tx| first(books, find, values![&manifest], release)).await?;
         found.ok_or_else(|| Refusal::new(Code::UnknownProgram, "there is no release with that manifest"))
     }
 
     async fn common_package(&self, manifest: Digest, aead: Aead) -> Result<Option<CommonPackage>> {
-        self.connections.read(|books| first(books, COMMON_PACKAGE, params![manifest.0, aead.as_str()], common_package))
+        self.read(move |books: &dyn Tx| first(books, COMMON_PACKAGE, values![&manifest, aead.as_str()], common_package)).await
     }
 
     async fn keep_common_package(&self, new: &CommonPackage) -> Result<CommonPackage> {
         let new = new.clone();
-        let keep = move |tx: &_| {
-            execute(
-                tx,
+        let keep = move |tx: &dyn Tx| {
+            tx.execute(
                 "INSERT INTO common_packages (manifest, aead, package_id, content_key, blob, body_root, body_size, table_root, table_size)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (manifest, aead) DO NOTHING",
-                params![
-                    new.manifest.0,
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (manifest, aead) DO NOTHING",
+                values![
+                    &new.manifest,
                     new.aead.as_str(),
-                    new.package_id.0,
-                    new.content_key,
-                    new.blob,
-                    new.body_root.0,
+                    &new.package_id,
+                    &new.content_key,
+                    &new.blob,
+                    &new.body_root,
                     signed(new.body_size)?,
-                    new.table_root.0,
+                    &new.table_root,
                     signed(new.table_size)?,
                 ],
             )?;
-            first(tx, COMMON_PACKAGE, params![new.manifest.0, new.aead.as_str()], common_package)?.ok_or_else(unreadable)
+            first(tx, COMMON_PACKAGE, values![&new.manifest, new.aead.as_str()], common_package)?.ok_or_else(unreadable)
         };
-        self.connections.write(keep).await
+        self.write(keep).await
     }
 
     async fn blobs_in_use(&self) -> Result<Vec<String>> {
         let list = "SELECT blob FROM releases UNION ALL SELECT blob FROM common_packages";
-        self.connections.read_long(move |books| all(books, list, [], |row| row.text("blob"))).await
+        self.read_long(move |books: &dyn Tx| all(books, list, &[], |row| row.text("blob"))).await
     }
 }

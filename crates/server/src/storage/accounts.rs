@@ -1,0 +1,85 @@
+//! Accounts, sessions and deposits.
+
+use super::books::Books;
+use super::sql::{Row, Tx, all, first, signed, values};
+use super::{Accounts, Credentials, NewAccount, Principal, ledger};
+use chipbound_wire::api::Balance;
+use chipbound_wire::{AccountId, Amount, Code, Digest, Refusal, Result, Time};
+
+fn principal(row: &dyn Row) -> Result<Principal> {
+    Ok(Principal { account: AccountId(row.id("account")?), user: row.text("user")?, role: row.parsed("role")? })
+}
+
+/// Locks an account, for what is limited for each account.
+pub(super) fn lock(tx: &dyn Tx, account: &AccountId) -> Result<()> {
+    tx.lock("SELECT 1 FROM accounts WHERE account = $1 FOR UPDATE", values![account])
+}
+
+impl Accounts for Books {
+    async fn add_account(&self, new: &NewAccount) -> Result<()> {
+        let new = new.clone();
+        let insert =
+            r#"INSERT INTO accounts (account, "user", role, password, created_at) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING"#;
+        let add = move |tx: &dyn Tx| {
+            let values = values![&new.account, &new.user, new.role.as_str(), &new.password, signed(new.created_at.0)?];
+            match tx.execute(insert, values)? {
+                1 => Ok(()),
+                _ => Err(Refusal::new(Code::Conflict, format!("there is an account {:?} already", new.user))),
+            }
+        };
+        self.write(add).await
+    }
+
+    async fn accounts(&self) -> Result<Vec<Principal>> {
+        let list = r#"SELECT account, "user", role FROM accounts ORDER BY "user""#;
+        self.read_long(move |books: &dyn Tx| all(books, list, &[], principal)).await
+    }
+
+    async fn credentials(&self, user: &str) -> Result<Option<Credentials>> {
+        let user = user.to_owned();
+        let find = r#"SELECT account, password FROM accounts WHERE "user" = $1"#;
+        let read = |row: &dyn Row| Ok(Credentials { account: AccountId(row.id("account")?), password: row.text("password")? });
+        self.read(move |books: &dyn Tx| first(books, find, values![&user], read)).await
+    }
+
+    async fn open_session(&self, account: AccountId, token: Digest, expires_at: Time, most: u32) -> Result<()> {
+        let open = move |tx: &dyn Tx| {
+            let insert = "INSERT INTO sessions (token, account, expires_at) VALUES ($1, $2, $3)";
+            tx.execute(insert, values![&token, &account, signed(expires_at.0)?])?;
+            tx.execute(
+                "DELETE FROM sessions WHERE account = $1 AND token <> $2 AND token NOT IN
+                 (SELECT token FROM sessions WHERE account = $1 ORDER BY expires_at DESC LIMIT $3)",
+                values![&account, &token, most],
+            )?;
+            Ok(())
+        };
+        self.write(open).await
+    }
+
+    async fn session(&self, token: Digest, now: Time) -> Result<Option<Principal>> {
+        let find = r#"SELECT account, "user", role FROM sessions JOIN accounts USING (account) WHERE token = $1 AND expires_at >= $2"#;
+        let now = signed(now.0)?;
+        self.read(move |books: &dyn Tx| first(books, find, values![&token, now], principal)).await
+    }
+
+    async fn close_session(&self, token: Digest) -> Result<()> {
+        self.write(move |tx: &dyn Tx| tx.execute("DELETE FROM sessions WHERE token = $1", values![&token]).map(drop)).await
+    }
+
+    async fn deposit(&self, user: &str, amount: Amount, at: Time) -> Result<Balance> {
+        let user = user.to_owned();
+        let deposit = move |tx: &dyn Tx| {
+            let find = r#"SELECT account FROM accounts WHERE "user" = $1"#;
+            let account = first(tx, find, values![&user], |row| row.id("account").map(AccountId))?;
+            let account = account.ok_or_else(|| Refusal::new(Code::NotFound, format!("there is no account {user:?}")))?;
+            lock(tx, &account)?;
+            ledger::deposit(tx, account, amount, at)?;
+            ledger::balance(tx, account, amount.currency)
+        };
+        self.write(deposit).await
+    }
+
+    async fn balances(&self, account: AccountId) -> Result<Vec<Balance>> {
+        self.read(move |books: &dyn Tx| ledger::balances(books, account)).await
+    }
+}

@@ -1,0 +1,51 @@
+//! One suite, run on both engines.
+
+mod fixture;
+mod orders;
+mod rest;
+
+use fixture::Fixture;
+
+/// Runs each claim on each engine.
+macro_rules! tests {
+    ($($file:ident::$claim:ident,)+) => {
+        mod sqlite {
+            use super::*;
+            $(#[tokio::test]
+            async fn $claim() {
+                $file::$claim(Fixture::on_sqlite().await).await;
+            })+
+        }
+        mod postgres {
+            use super::*;
+            $(#[tokio::test]
+            async fn $claim() {
+                $file::$claim(Fixture::on_postgres().await).await;
+            })+
+        }
+    };
+}
+
+tests! {
+    orders::an_order_is_held_once_and_captured_once,
+    orders::parallel_settlements_charge_once_and_answer_alike,
+    orders::a_settlement_cut_off_between_any_two_statements_changes_nothing,
+    orders::a_receipt_that_cannot_be_signed_captures_nothing,
+    orders::a_transaction_that_panics_changes_nothing_and_holds_nobody_up,
+    orders::a_settlement_needs_a_hold_the_owner_and_a_seal_of_this_order,
+    orders::an_order_that_runs_out_gives_the_money_back_and_cannot_be_settled,
+    orders::money_that_is_not_there_is_not_held,
+    orders::agreeing_to_another_confirmation_holds_nothing,
+    orders::an_idempotency_key_names_one_order,
+    orders::a_foreign_order_is_as_if_it_were_not_there,
+    orders::a_ticket_admits_once_in_time_and_its_owner_only,
+    orders::a_settled_order_is_delivered_again_for_its_receipt_only,
+    rest::a_release_is_new_and_its_sequence_rises,
+    rest::two_uploads_of_one_version_publish_it_once,
+    rest::a_common_package_is_made_once,
+    rest::the_ledger_only_grows_and_takes_no_entry_that_does_not_balance,
+    rest::a_database_of_a_newer_version_is_refused_and_left_as_it_is,
+    rest::what_was_settled_is_there_after_a_restart,
+    rest::a_session_ends_by_time_by_log_out_and_by_newer_ones,
+    rest::who_agrees_to_nothing_and_uploads_nothing_is_stopped_at_a_limit,
+}

@@ -1,0 +1,138 @@
+//! Accounts, releases, common packages, the ledger's own guards, the form of the database.
+
+use super::fixture::{BUYER, Fixture, NOW, OTHER, VENDOR, code, eur, release};
+use crate::storage::{Accounts, CommonPackage, NewAccount, Orders, PendingUpload, Releases, StoredRelease};
+use chipbound_wire::api::{AccountRole, OrderState};
+use chipbound_wire::suite::Aead;
+use chipbound_wire::{AccountId, Code, Digest, OrderId};
+
+pub(super) async fn a_release_is_new_and_its_sequence_rises(books: Fixture) {
+    assert_eq!(code(books.publish(&release(b"v", "tool", "1.0", 2)).await), Code::Conflict, "the version is there");
+    assert_eq!(code(books.publish(&release(b"v", "tool", "0.9", 1)).await), Code::Conflict, "the sequence does not rise");
+    books.publish(&release(b"v", "tool", "2.0", 7)).await.expect("a newer one");
+    let repository = &books.repository;
+    let catalogue = repository.catalogue().await.expect("the catalogue");
+    assert_eq!(catalogue.iter().map(|r| r.version.as_str()).collect::<Vec<_>>(), ["2.0"], "only the newest");
+    assert_eq!(repository.find_release("tool", None).await.expect("by name").version, "2.0");
+    assert_eq!(repository.find_release("tool", Some("1.0")).await.expect("by version").sequence, 1);
+    assert_eq!(code(repository.find_release("tool", Some("3")).await), Code::UnknownProgram);
+    books.publish(&release(b"w", "tool", "1.0", 1)).await.expect("another vendor's");
+    assert_eq!(code(repository.find_release("tool", None).await), Code::UnknownProgram, "ambiguous");
+    let stolen = StoredRelease { vendor: OTHER, ..release(b"v", "other-tool", "1.0", 1) };
+    let upload = PendingUpload { upload: "x".to_owned(), account: OTHER, manifest: vec![], price: eur(1), expires_at: NOW };
+    let announced = repository.announce(&upload, &stolen.program, "1.0", 1).await;
+    assert_eq!(code(announced), Code::Forbidden, "another account earns nothing with this vendor's programs");
+    let id = release(b"w", "tool", "1.0", 1).program;
+    assert_eq!(repository.find_release(id.as_str(), None).await.expect("by its id").program, id);
+}
+
+pub(super) async fn two_uploads_of_one_version_publish_it_once(books: Fixture) {
+    let new = release(b"v", "tool", "2.0", 2);
+    let upload =
+        |name: &str| PendingUpload { upload: name.to_owned(), account: VENDOR, manifest: vec![], price: eur(1), expires_at: NOW.after(60) };
+    for name in ["a", "b"] {
+        books.repository.announce(&upload(name), &new.program, "2.0", 2).await.expect("announced");
+    }
+    assert_eq!(code(books.repository.upload("a", BUYER, NOW).await), Code::NotFound, "another account's upload");
+    assert_eq!(code(books.repository.upload("a", VENDOR, NOW.after(61)).await), Code::NotFound, "late");
+    books.repository.publish("a", &new).await.expect("published");
+    assert_eq!(code(books.repository.publish("b", &new).await), Code::Conflict);
+    assert_eq!(code(books.repository.publish("a", &new).await), Code::Conflict);
+}
+
+pub(super) async fn a_common_package_is_made_once(books: Fixture) {
+    let package = |n: u8| CommonPackage {
+        manifest: release(b"v", "tool", "1.0", 1).manifest,
+        aead: Aead::Aes256Gcm,
+        package_id: Digest([n; 32]),
+        content_key: vec![n],
+        blob: format!("common/{n}"),
+        body_root: Digest([n; 32]),
+        body_size: 1,
+        table_root: Digest([n; 32]),
+        table_size: 1,
+    };
+    assert_eq!(books.repository.keep_common_package(&package(1)).await.expect("kept"), package(1));
+    assert_eq!(books.repository.keep_common_package(&package(2)).await.expect("the first"), package(1));
+    let found = books.repository.common_package(package(1).manifest, Aead::Aes256Gcm).await.expect("a query");
+    assert_eq!(found, Some(package(1)));
+    assert_eq!(books.repository.blobs_in_use().await.expect("blobs").len(), 2);
+}
+
+pub(super) async fn the_ledger_only_grows_and_takes_no_entry_that_does_not_balance(books: Fixture) {
+    for statement in [
+        "UPDATE postings SET minor = 0",
+        "DELETE FROM postings",
+        "UPDATE entries SET at = 0",
+        "DELETE FROM entries",
+        "DELETE FROM balances",
+        "INSERT INTO postings SELECT 1, 'held', account, 'EUR', 5 FROM accounts",
+        "INSERT INTO entries VALUES (99, 'deposit', NULL, 0)",
+        "INSERT INTO postings SELECT 99, 'funds', account, 'EUR', 5 FROM accounts",
+    ] {
+        assert!(books.beside(statement).is_err(), "{statement}");
+    }
+    let unbalanced = books.beside(
+        "BEGIN; INSERT INTO postings SELECT 99, 'funds', account, 'EUR', 5 FROM accounts;
+         INSERT INTO entries VALUES (99, 'deposit', NULL, 0); COMMIT;",
+    );
+    assert!(unbalanced.expect_err("it does not balance").contains("sums to zero"));
+    books.audit().await;
+}
+
+pub(super) async fn a_database_of_a_newer_version_is_refused_and_left_as_it_is(books: Fixture) {
+    let insert = "INSERT INTO _sqlx_migrations (version, description, installed_on, success, checksum, execution_time)
+                  SELECT 9999, 'later', installed_on, success, checksum, 0 FROM _sqlx_migrations ORDER BY version DESC LIMIT 1";
+    books.beside(insert).expect("a later form");
+    books.repository.close().await;
+    let refusal = books.opened_again().await.expect_err("a newer form");
+    assert_eq!(refusal.code, Code::DatabaseSchema);
+    assert!(refusal.detail.contains("newer version") && refusal.detail.contains("9999"), "{}", refusal.detail);
+    assert_eq!(books.scalar("SELECT max(version) FROM _sqlx_migrations"), 9999);
+    assert_eq!(books.scalar("SELECT count(*) FROM releases"), 1);
+}
+
+pub(super) async fn what_was_settled_is_there_after_a_restart(books: Fixture) {
+    books.delivered(1).await;
+    let settled = books.settle(1, 1, b"token").await.expect("settled");
+    let repository = books.opened_again().await.expect("opened beside it");
+    let order = repository.order(BUYER, OrderId([1; 16])).await.expect("the order");
+    assert_eq!((order.state, order.receipt), (OrderState::Settled, Some(settled.receipt)));
+}
+
+pub(super) async fn a_session_ends_by_time_by_log_out_and_by_newer_ones(books: Fixture) {
+    let repository = &books.repository;
+    for n in 1..=4u8 {
+        repository.open_session(BUYER, Digest([n; 32]), NOW.after(u64::from(n)), 3).await.expect("a session");
+    }
+    assert!(repository.session(Digest([1; 32]), NOW).await.expect("a query").is_none(), "the oldest gave way");
+    let ann = repository.session(Digest([4; 32]), NOW).await.expect("a query").expect("logged in");
+    assert_eq!((ann.account, ann.user.as_str()), (BUYER, "ann"));
+    assert!(repository.session(Digest([4; 32]), NOW.after(5)).await.expect("a query").is_none(), "late");
+    repository.close_session(Digest([4; 32])).await.expect("log-out");
+    assert!(repository.session(Digest([4; 32]), NOW).await.expect("a query").is_none());
+    let taken = NewAccount {
+        account: AccountId([8; 16]),
+        user: "ann".to_owned(),
+        role: AccountRole::Vendor,
+        password: String::new(),
+        created_at: NOW,
+    };
+    assert_eq!(code(repository.add_account(&taken).await), Code::Conflict);
+    assert_eq!(code(repository.deposit("nobody", eur(1), NOW).await), Code::NotFound);
+}
+
+pub(super) async fn who_agrees_to_nothing_and_uploads_nothing_is_stopped_at_a_limit(books: Fixture) {
+    for number in 0..=255 {
+        books.place(number, &format!("{number}"), b"p").await.expect("an order");
+    }
+    let order = books.place(1, "one too many", b"p").await;
+    assert_eq!(code(order), Code::RateLimited);
+    books.place(2, "2", b"p").await.expect("a repeat is no new order");
+    for number in 0..=64 {
+        let upload =
+            PendingUpload { upload: format!("{number}"), account: VENDOR, manifest: vec![], price: eur(1), expires_at: NOW.after(60) };
+        let announced = books.repository.announce(&upload, &release(b"v", "new", "1", 1).program, "1", 1).await;
+        assert_eq!(announced.err().map(|r| r.code), (number == 64).then_some(Code::RateLimited), "{number}");
+    }
+}

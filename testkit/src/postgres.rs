@@ -1,0 +1,116 @@
+//! A PostgreSQL cluster of the tests' own: in a folder of its own, on a unix socket alone, gone with whoever started it.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Makes and runs the cluster until standard input ends, which it does when the process at its other end is gone, however it went.
+const SUPERVISOR: &str = r#"
+set -eu
+folder=$1 bin=$2 fsync=$3
+"$bin/initdb" -D "$folder/data" -A trust -U chipbound --no-sync -E UTF8 --locale=C >/dev/null
+"$bin/postgres" -D "$folder/data" -k "$folder" -c listen_addresses= -c fsync="$fsync" -c max_connections=400 >"$folder/log" 2>&1 &
+server=$!
+until "$bin/pg_isready" -q -h "$folder"; do kill -0 $server; sleep 0.05; done
+echo ready
+cat >/dev/null
+kill -QUIT $server
+wait $server || true
+rm -rf "$folder"
+"#;
+
+/// A running cluster. Dropped, it ends and leaves nothing.
+#[derive(Debug)]
+pub struct Cluster {
+    folder: PathBuf,
+    supervisor: Child,
+    databases: AtomicU32,
+}
+
+impl Cluster {
+    /// Starts a cluster; takes one to two seconds. `durable` asks for commits that reach the disk.
+    ///
+    /// # Panics
+    /// Where PostgreSQL is not installed (`./test` installs it) or does not start.
+    #[must_use]
+    pub fn start(durable: bool) -> Self {
+        static CLUSTERS: AtomicU32 = AtomicU32::new(0);
+        let bin = binaries().expect("PostgreSQL is not installed: ./test installs it");
+        let name = format!("chipbound-postgres-{}-{}", std::process::id(), CLUSTERS.fetch_add(1, Ordering::Relaxed));
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir(&folder).expect("a folder for the cluster");
+        let mut command = if is_root() {
+            // PostgreSQL refuses to run as root.
+            let owned = Command::new("chown").arg("postgres").arg(&folder).status().expect("chown runs");
+            assert!(owned.success(), "the folder is given to the user postgres");
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "sh"]);
+            command
+        } else {
+            Command::new("sh")
+        };
+        command.args(["-c", SUPERVISOR, "sh"]).arg(&folder).arg(bin).arg(if durable { "on" } else { "off" });
+        let mut supervisor = command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a shell");
+        let mut ready = String::new();
+        BufReader::new(supervisor.stdout.take().expect("piped")).read_line(&mut ready).expect("a line");
+        assert_eq!(ready, "ready\n", "PostgreSQL started");
+        Self { folder, supervisor, databases: AtomicU32::new(0) }
+    }
+
+    /// One cluster for all tests of this process; commits do not reach the disk.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Cluster> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start(false))
+    }
+
+    /// Makes an empty database and returns its name.
+    pub fn create_database(&self) -> String {
+        let name = format!("books_{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        self.sql("postgres", &format!("CREATE DATABASE {name}")).expect("a database");
+        name
+    }
+
+    /// `postgres://…` of a database.
+    #[must_use]
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://chipbound@localhost/{database}?host={}", self.folder.display())
+    }
+
+    /// Runs statements in one transaction, by `psql`; the rows that the last one found, one line each, or what PostgreSQL said against it.
+    pub fn sql(&self, database: &str, statements: &str) -> Result<String, String> {
+        let bin = binaries().expect("PostgreSQL is installed");
+        let mut psql = Command::new(bin.join("psql"));
+        psql.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-U", "chipbound", "-d", database, "-c", statements]).arg("-h").arg(&self.folder);
+        let done = psql.stdin(Stdio::null()).output().expect("psql runs");
+        match done.status.success() {
+            true => Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned()),
+            false => Err(String::from_utf8_lossy(&done.stderr).into_owned()),
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(self.supervisor.stdin.take());
+        let _ = self.supervisor.wait(); // It ends by itself.
+    }
+}
+
+/// The folder of the newest PostgreSQL's programs, if one is installed.
+#[must_use]
+pub fn binaries() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let version = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();
+    versions
+        .filter_map(|entry| entry.ok().map(|e| e.path()))
+        .filter_map(|path| Some((version(&path)?, path.join("bin"))))
+        .max()
+        .map(|v| v.1)
+}
+
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+}
