@@ -8,7 +8,7 @@ use crate::{Options, Outcome, database, samples};
 use argon2::Argon2;
 use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
 use chipbound::api::Api;
-use chipbound::client::deliver::{Way, Wish, buy};
+use chipbound::client::deliver::{Wanted, Wish, buy};
 use chipbound::client::{Device, Story};
 use chipbound::home::Home;
 use chipbound_wire::suite::KeyMode;
@@ -123,7 +123,7 @@ async fn one_delivery(home: &Home, socket: &Path, key_mode: KeyMode) -> chipboun
         program: "small".to_owned(),
         version: None,
         key_mode: Some(key_mode),
-        way: Way::Tunnel,
+        line: Wanted::default(),
         max_price: None,
         target: Some(home.path().join("received")),
         again: true,

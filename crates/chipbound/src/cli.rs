@@ -109,20 +109,31 @@ fn execute(cli: Cli, output: &Output) -> Result<()> {
         Verb::Processor(verb) => processor::execute(verb, &common, output),
         Verb::Installed(verb) => in_shell(|| installed::execute(verb, &common, output)),
         Verb::Package(verb) => in_shell(|| package::execute(verb, &common, output)),
-        Verb::Customer(verb) => in_shell(|| customer::execute(verb, &common, output)),
+        Verb::Customer(verb) => match verb.pauses() {
+            true => in_shell_until(PAUSED, || customer::execute(verb, &common, output)),
+            false => in_shell(|| customer::execute(verb, &common, output)),
+        },
         Verb::Publish(publish) => in_shell(|| vendor::publish(publish, &common, output)),
         Verb::Vendor(verb) => in_shell(|| vendor::execute(verb, &common, output)),
     }
 }
 
+/// What Ctrl-C says of most verbs, and of those that bring packages.
+const STOPPED: &str = "stopped before the end; nothing half-written is left";
+const PAUSED: &str = "paused; what came of a large package is kept by the processor, see chipbound downloads";
+
 /// Runs an asynchronous verb to its end, or to Ctrl-C or SIGTERM: then everything it began is undone as it is dropped.
 pub(crate) fn in_shell<F: Future<Output = Result<()>>>(verb: impl FnOnce() -> F) -> Result<()> {
+    in_shell_until(STOPPED, verb)
+}
+
+fn in_shell_until<F: Future<Output = Result<()>>>(stopped: &str, verb: impl FnOnce() -> F) -> Result<()> {
     let failed = |e| Refusal::io("the command's runtime", e);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let outcome = runtime.block_on(async {
         tokio::select! {
             outcome = verb() => outcome,
-            cancelled = cancelled() => Err(cancelled),
+            cancelled = cancelled(stopped) => Err(cancelled),
         }
     });
     runtime.shutdown_background(); // A thread that still waits for a processor must not keep the command.
@@ -130,12 +141,12 @@ pub(crate) fn in_shell<F: Future<Output = Result<()>>>(verb: impl FnOnce() -> F)
 }
 
 /// Waits for Ctrl-C or SIGTERM.
-pub(crate) async fn cancelled() -> Refusal {
+pub(crate) async fn cancelled(stopped: &str) -> Refusal {
     use tokio::signal::unix::{SignalKind, signal};
     match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
         (Ok(mut interrupt), Ok(mut terminate)) => {
             tokio::select! { _ = interrupt.recv() => (), _ = terminate.recv() => () };
-            Refusal::new(Code::Cancelled, "stopped before the end; nothing half-written is left")
+            Refusal::new(Code::Cancelled, stopped)
         }
         (Err(e), _) | (_, Err(e)) => Refusal::io("the command's signals", e),
     }

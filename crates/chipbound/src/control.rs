@@ -3,10 +3,10 @@
 
 use chipbound_wire::bounded::{decode, encode};
 use chipbound_wire::certificate::Chain;
-use chipbound_wire::control::{MAX_CONTROL, Request, Response};
+use chipbound_wire::control::{MAX_CONTROL, Request, Response, WaitingDelivery};
 use chipbound_wire::limits::MAX_WITH;
 use chipbound_wire::suite::Class;
-use chipbound_wire::{Code, KeyId, ProgramId, Refusal, Result, Time};
+use chipbound_wire::{Code, KeyId, OrderId, ProgramId, Refusal, Result, Time};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -194,6 +194,26 @@ pub fn forget(socket: &Path, program: Option<ProgramId>) -> Result<(u64, u64)> {
     conversation.ask(&Request::Forget { program }, &[])?;
     match conversation.answer()? {
         Response::Forgotten { builds, bytes } => Ok((builds, bytes)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// The deliveries of this user's that wait at the processor at `socket`; of all users for root.
+pub fn waiting(socket: &Path) -> Result<Vec<WaitingDelivery>> {
+    let mut conversation = Conversation::open(socket)?;
+    conversation.ask(&Request::Waiting, &[])?;
+    match conversation.answer()? {
+        Response::Waiting { deliveries } => Ok(deliveries.to_vec()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Has the processor at `socket` throw away what waits of this order; [`Code::UnknownOrder`] where nothing of this user's does.
+pub fn give_up(socket: &Path, order: OrderId) -> Result<()> {
+    let mut conversation = Conversation::open(socket)?;
+    conversation.ask(&Request::GiveUp { order }, &[])?;
+    match conversation.answer()? {
+        Response::Done => Ok(()),
         other => Err(unexpected(&other)),
     }
 }

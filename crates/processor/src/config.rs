@@ -80,6 +80,8 @@ pub struct Limits {
     pub transfers: usize,
     /// Bytes of the largest program or data file that is taken.
     pub program_bytes: u64,
+    /// Bytes of deliveries that were cut short and wait to go on, all together; the oldest go first. 0 keeps none.
+    pub spool_bytes: u64,
     /// Bytes of opened programs that are kept for the next start. They are memory, and can be swapped.
     pub cache_bytes: u64,
     /// How many opened programs are kept.
@@ -101,6 +103,7 @@ impl Default for Limits {
             connections_per_user: 64,
             transfers: 16,
             program_bytes: MAX_PROGRAM,
+            spool_bytes: 64 << 30,
             cache_bytes: 1 << 30,
             cache_entries: 64,
             data_in_memory_bytes: 1 << 30,

@@ -6,12 +6,13 @@ use crate::connection::{Asked, Connection};
 use crate::enrolling;
 use crate::line::Stream;
 use crate::processor::Processor;
-use crate::receive::{Held, receive};
+use crate::receive::{Held, Word, receive};
 use crate::{open, run};
 use chipbound_trusted_core::KeyStore;
 use chipbound_wire::bounded::{Bytes, List, Text};
-use chipbound_wire::control::{Line, Request, Response};
+use chipbound_wire::control::{Line, Request, Response, WaitingDelivery};
 use chipbound_wire::documents::Confirmation;
+use chipbound_wire::limits::MAX_WAITING;
 use chipbound_wire::signature::Sign;
 use chipbound_wire::signed::verify_document;
 use chipbound_wire::{Code, Refusal, Result};
@@ -70,10 +71,10 @@ fn answer(connection: &mut Connection, asked: Asked, held: &mut Option<Held>, us
             enrolling::enroll(us, &authority, &voucher)?;
             connection.send(&describe(us)?, None)?;
         }
-        Request::Receive { confirmation, line } => {
+        Request::Receive { confirmation, line, rate } => {
             let _place = us.transfers.enter(connection.peer().uid)?;
             *held = None;
-            let delivery = take(connection, &confirmation, &line, next(), us)?;
+            let delivery = take(connection, &confirmation, (&line, rate), next(), us)?;
             let response = Response::Received {
                 acknowledgement: Bytes::new(delivery.acknowledged.acknowledgement.clone())?,
                 body_size: delivery.acknowledged.seal.body_size,
@@ -89,8 +90,28 @@ fn answer(connection: &mut Connection, asked: Asked, held: &mut Option<Held>, us
             let order = delivery.acknowledged.delivery.terms.order;
             connection.send(&Response::Released { size, order }, Some(package.as_fd()))?;
         }
+        Request::Waiting => {
+            let waiting = us.spool.waiting()?.into_iter().filter(|w| is_of(connection, w.goods.uid)).take(MAX_WAITING);
+            let waiting = waiting.map(|w| WaitingDelivery {
+                order: w.order,
+                done: w.done,
+                size: w.goods.size,
+                until: w.goods.until,
+                title: Text::cut(&w.goods.title),
+            });
+            connection.send(&Response::Waiting { deliveries: List::new(waiting.collect())? }, None)?;
+        }
+        Request::GiveUp { order } => {
+            let whose = us.spool.waiting()?.into_iter().find(|w| w.order == order);
+            if !whose.is_some_and(|w| is_of(connection, w.goods.uid)) || !us.spool.forget(order)? {
+                return Err(Refusal::new(Code::UnknownOrder, "no delivery of that order waits here for you"));
+            }
+            connection.send(&Response::Done, None)?;
+        }
         Request::Taken => {
-            *held = None;
+            if let Some(delivery) = held.take() {
+                delivery.taken();
+            }
             connection.send(&Response::Done, None)?;
             return Ok(Next::End);
         }
@@ -122,7 +143,13 @@ fn wanted(descriptor: Option<OwnedFd>) -> Result<OwnedFd> {
 }
 
 /// Receives a delivery while the client stays.
-fn take(connection: &mut Connection, confirmation: &[u8], line: &Line, descriptor: Option<OwnedFd>, us: &Processor) -> Result<Held> {
+fn take(
+    connection: &mut Connection,
+    confirmation: &[u8],
+    (line, rate): (&Line, Option<u32>),
+    descriptor: Option<OwnedFd>,
+    us: &Processor,
+) -> Result<Held> {
     // Nobody makes this processor dial or shake hands without a server's signed word for it.
     let enrolment = us.vault.enrolment()?;
     let agreed = verify_document::<Confirmation>(confirmation, &enrolment.trust.get(), us.now())?;
@@ -130,14 +157,20 @@ fn take(connection: &mut Connection, confirmation: &[u8], line: &Line, descripto
         return Err(Refusal::new(Code::ProcessorMismatch, "the order is for another processor"));
     }
     let silence = Duration::from_secs(us.config.limits.silence_seconds);
-    let stream = Stream::open(line, descriptor, silence)?;
+    let stream = Stream::open(line, descriptor, silence)?.slowed_to(rate);
     thread::scope(|scope| {
         let watch = stream.watch(connection, silence, scope)?;
-        let mut progress = |done, total| match line {
-            Line::Own { .. } => connection.send(&Response::Progress { done, total }, None),
-            Line::Tunnel => Ok(()), // The client sees every byte go by.
+        let (pulse, uid) = (stream.pulse(), connection.peer().uid);
+        let mut progress = |word| match (word, line) {
+            (Word::GoesOn { kept, total }, _) => connection.send(&Response::GoesOn { kept, total }, None),
+            (Word::Checked { .. }, _) => {
+                pulse.beat(); // Nobody sends anything meanwhile.
+                Ok(())
+            }
+            (Word::Received { done, total }, Line::Own { .. }) => connection.send(&Response::Progress { done, total }, None),
+            (Word::Received { .. }, Line::Tunnel) => Ok(()), // The client sees every byte go by.
         };
-        let received = receive(stream, confirmation, us, &mut progress);
+        let received = receive(stream, confirmation, uid, us, &mut progress);
         match received {
             Err(e) if watch.cancelled() => Err(Refusal::new(Code::Cancelled, "the client went away").because(e)),
             other => other,
@@ -160,6 +193,12 @@ fn describe(us: &Processor) -> Result<Response> {
     let interpreter = us.interpreter.as_ref().map(|own| Bytes::new(own.path().as_os_str().as_encoded_bytes().to_vec())).transpose()?;
     let (processor, class) = (keys.key_id(), keys.class());
     Ok(Response::Description { processor, class, chain, valid_until, pid: std::process::id(), root, interpreter })
+}
+
+/// Whether something of that user is the client's affair.
+fn is_of(connection: &Connection, uid: u32) -> bool {
+    let peer = connection.peer().uid;
+    peer == uid || peer == 0
 }
 
 /// Only root and the daemon's own user may enroll it or make it forget.

@@ -40,9 +40,9 @@ pub fn serve(us: Arc<Processor>) -> Result<()> {
         }
         Ok(())
     })?;
-    // Deliveries that wait end here; the client repeats them with its receipt or order. Nothing half-done stays on the disk.
+    // Deliveries end here; those that are kept go on when the client repeats them, of others nothing stays on the disk.
     fs::remove_file(&us.config.socket).map_err(|e| Refusal::io(us.config.socket.display(), e))?;
-    us.spool.clear()?;
+    us.spool.tidy(us.now())?;
     tracing::info!("ended");
     Ok(())
 }

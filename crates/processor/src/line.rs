@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 /// Bytes that must come or go within each time of silence that is allowed.
 const LEAST_BYTES: u64 = 64 * 1024;
 
+/// The slowest rate that may be asked for, in bytes a second: below it the server gives a delivery up.
+pub const SLOWEST: u32 = 16 * 1024;
+
 /// Between two looks of the watch.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -27,6 +30,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 pub struct Stream {
     socket: File,
     moved: Arc<AtomicU64>,
+    pace: Option<Pace>,
 }
 
 impl Stream {
@@ -40,7 +44,20 @@ impl Stream {
         for timeout in [Timeout::Recv, Timeout::Send] {
             set_socket_timeout(&socket, timeout, Some(silence)).map_err(|e| Refusal::io("the line to the server", e.into()))?;
         }
-        Ok(Self { socket: socket.into(), moved: Arc::default() })
+        Ok(Self { socket: socket.into(), moved: Arc::default(), pace: None })
+    }
+
+    /// Takes no more than `rate` bytes a second, at least [`SLOWEST`]; as many as come where none are told.
+    #[must_use]
+    pub fn slowed_to(self, rate: Option<u32>) -> Self {
+        let pace = rate.map(|rate| Pace { rate: rate.max(SLOWEST), since: Instant::now(), taken: 0 });
+        Self { pace, ..self }
+    }
+
+    /// What keeps the watch from taking work for silence.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        Pulse(Arc::clone(&self.moved))
     }
 
     /// Watches the line until the result is dropped: it is shut down when the client's connection ends or too little moves.
@@ -67,6 +84,39 @@ impl Stream {
             }
         });
         Ok(Watch { over: watched.0, cancelled: watched.1, thread: watching.thread().clone() })
+    }
+}
+
+/// A rate that is not exceeded, over a second or so.
+#[derive(Debug)]
+struct Pace {
+    rate: u32,
+    since: Instant,
+    taken: u64,
+}
+
+impl Pace {
+    /// Waits until `n` more bytes are within the rate. What a slow second did not use is not made up for.
+    fn take(&mut self, n: usize) {
+        self.taken += n as u64;
+        let due = Duration::from_secs_f64(self.taken as f64 / f64::from(self.rate));
+        let elapsed = self.since.elapsed();
+        match due.checked_sub(elapsed) {
+            Some(early) => thread::sleep(early),
+            None if elapsed - due > LOOK_EVERY => (self.since, self.taken) = (Instant::now(), 0),
+            None => {}
+        }
+    }
+}
+
+/// Says that there is work to do before more is taken from the line.
+#[derive(Debug)]
+pub struct Pulse(Arc<AtomicU64>);
+
+impl Pulse {
+    /// There was some just now.
+    pub fn beat(&self) {
+        self.0.fetch_add(LEAST_BYTES, Ordering::Relaxed);
     }
 }
 
@@ -121,6 +171,9 @@ fn dial(address: &str, ticket: &Digest, patience: Duration) -> Result<TcpStream>
 impl Read for Stream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.socket.read(buf)?;
+        if let Some(pace) = &mut self.pace {
+            pace.take(n);
+        }
         self.moved.fetch_add(n as u64, Ordering::Relaxed);
         Ok(n)
     }

@@ -89,7 +89,7 @@ impl Processor {
     /// Opens everything that the configuration names.
     pub fn open(config: Config) -> Result<Self> {
         let vault = Vault::open(&config.state)?;
-        let spool = Spool::open(&config.spool)?;
+        let spool = Spool::open(&config.spool, config.limits.spool_bytes, chipbound_host::now())?;
         let programs = Cache::new(config.limits.cache_entries, config.limits.cache_bytes);
         let data = Cache::new(config.limits.cache_entries, config.limits.data_in_memory_bytes);
         let interpreter = interpreter::open(&config).unwrap_or_else(|refusal| {

@@ -5,7 +5,7 @@
 
 use crate::intake::{self, Intake};
 use crate::processor::Processor;
-use crate::spool::SpoolFile;
+use crate::spool::{Goods, SpoolFile};
 use crate::vault::Enrolment;
 use chipbound_sealing::package::ending;
 use chipbound_sealing::{Layout, PageKeys, SessionKey, open_session, seal_manifest};
@@ -22,8 +22,34 @@ use chipbound_wire::{Code, Digest, Refusal, Result, SystemRandom, Time};
 use std::fs::File;
 use std::io::{Read, Write};
 
-/// Told how many bytes of how many are done; may refuse, which ends the delivery.
-pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
+/// Told how a delivery goes; may refuse, which ends it.
+pub type Progress<'a> = &'a mut dyn FnMut(Word) -> Result<()>;
+
+/// A word on a delivery. All numbers are bytes of its body.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Word {
+    /// It goes on where an earlier one was cut short.
+    GoesOn {
+        /// What is here already.
+        kept: u64,
+        /// The whole body.
+        total: u64,
+    },
+    /// So much of what was kept has been opened again.
+    Checked {
+        /// Opened.
+        done: u64,
+        /// To be opened.
+        kept: u64,
+    },
+    /// So much is here.
+    Received {
+        /// Here, what was kept included.
+        done: u64,
+        /// The whole body.
+        total: u64,
+    },
+}
 
 /// A delivery that was received, compared, recorded and acknowledged, and that waits for its release token.
 #[derive(Debug)]
@@ -34,14 +60,15 @@ pub struct Held {
 }
 
 /// Steps 1003 to 1008 over `stream`, whose other end the client relays to the server, or which the processor dialled itself.
-/// `confirmation` is the signed order confirmation that the client agreed to.
+/// `confirmation` is the signed order confirmation that the client, whose user is `uid`, agreed to.
 ///
-/// On any refusal the server hears its reason, and nothing of the delivery is left.
-pub fn receive<S: Read + Write>(stream: S, confirmation: &[u8], us: &Processor, progress: Progress<'_>) -> Result<Held> {
+/// On any refusal the server hears its reason. What came of a large delivery that was only cut short waits in the spool, and the
+/// next one of the same order goes on there; of others nothing is left.
+pub fn receive<S: Read + Write>(stream: S, confirmation: &[u8], uid: u32, us: &Processor, progress: Progress<'_>) -> Result<Held> {
     let enrolment = us.vault.enrolment()?;
     // 1003: the second path: TLS 1.3 between this processor and the server, both with certificates of the authority.
     let mut path = Path::connect(stream, &us.path_config(&enrolment)?)?;
-    let held = match converse(&mut path, confirmation, us, &enrolment, progress) {
+    let held = match converse(&mut path, (confirmation, uid), us, &enrolment, progress) {
         Ok(held) => held,
         Err(refusal) => {
             path.abort(&refusal);
@@ -61,7 +88,7 @@ pub fn receive<S: Read + Write>(stream: S, confirmation: &[u8], us: &Processor, 
 
 fn converse<S: Read + Write>(
     path: &mut Path<S>,
-    confirmation: &[u8],
+    (confirmation, uid): (&[u8], u32),
     us: &Processor,
     enrolment: &Enrolment,
     progress: Progress<'_>,
@@ -80,8 +107,11 @@ fn converse<S: Read + Write>(
     let (state, ours) = state.server_exchange(path.expect(Kind::ServerExchange)?, &context())?;
     path.send(Kind::ProcessorExchange, &ours)?;
 
-    // S22: what can you process? The answer is signed as a whole.
-    let (state, offer) = state.asked(path.expect(Kind::AskCapabilities)?, &context())?;
+    // S22: what can you process? The answer is signed as a whole. It says too what an earlier delivery left here.
+    let agreed = state.confirmation();
+    let (until, place) = (agreed.expires_at, us.spool.place(agreed.order));
+    let title = format!("{} {}", agreed.program.name(), &*agreed.version);
+    let (state, offer) = state.asked(path.expect(Kind::AskCapabilities)?, place.kept(), &context())?;
     path.send(Kind::Offer, &offer)?;
 
     // 1007: terms, manifest and wraps first.
@@ -94,9 +124,25 @@ fn converse<S: Read + Write>(
     let keys = open_for_comparison(receiving.delivery(), session_key)?;
 
     // 1007: E[Prog], opened in memory and hashed while its ciphertext goes to the spool. Then the seal.
-    let Intake { spool, received, seal } = intake::take_body(path, layout, &keys, us.spool.create()?, progress)?;
+    let spool = match receiving.from() {
+        0 => {
+            if let Some(kept) = place.kept() {
+                tracing::info!(order = %receiving.confirmation().order, bytes = kept.bytes, "the server begins anew: what was kept goes");
+            }
+            let goods = Goods { terms: receiving.delivery().terms.digest(), size: layout.body_size(), until, uid, title };
+            us.spool.begin(place, goods, us.now())?
+        }
+        kept => {
+            progress(Word::GoesOn { kept, total: layout.body_size() })?;
+            place.go_on()?
+        }
+    };
+    let Intake { spool, kept, received, seal } = intake::take_body(path, layout, &keys, spool, progress)?;
     drop(keys);
-    let compared = receiving.seal(&seal, &received, &context())?;
+    let compared = match receiving.seal(&seal, &received, &context()) {
+        Ok(compared) => compared,
+        Err(refusal) => return Err(intake::give_up(spool, kept, refusal)),
+    };
 
     // 1008: what was compared is remembered before it is acknowledged: only recorded seals are ever opened.
     let delivery = compared.delivery();
@@ -109,6 +155,11 @@ fn converse<S: Read + Write>(
 }
 
 impl Held {
+    /// The package is on the client's disk: nothing of it stays here.
+    pub fn taken(self) {
+        self.spool.discard();
+    }
+
     /// Steps 1010 and 1011: the token opens the gate; only then the package is made whole and given out, as a descriptor that
     /// can only read. Refuses as [`chipbound_trusted_core::release`] does; the delivery then goes on waiting.
     pub fn release(&mut self, token: &[u8], us: &Processor) -> Result<(File, u64)> {

@@ -1,4 +1,5 @@
-//! Where plaintext programs and common ciphertext lie: an object store, today a folder. Plaintext lies nowhere else.
+//! Where plaintext programs, common ciphertext and the ciphertext of deliveries under way lie: an object store, today a folder.
+//! Plaintext lies nowhere else.
 
 use blake3::Hasher;
 use bytes::{Bytes, BytesMut};
@@ -9,7 +10,7 @@ use object_store::path::Path as ObjectPath;
 use object_store::{GetResultPayload, MultipartUpload, ObjectStoreExt as _};
 use std::collections::HashSet;
 use std::fs::File;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -39,15 +40,18 @@ pub enum Kind {
     Plain,
     /// Ciphertext of common key mode: for each chunk its tags, then its bytes.
     Common,
+    /// Ciphertext that was made for one order, in the same form: until its processor has it.
+    Order,
 }
 
 impl Kind {
-    const ALL: [Self; 2] = [Self::Plain, Self::Common];
+    const ALL: [Self; 3] = [Self::Plain, Self::Common, Self::Order];
 
     fn folder(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Common => "common",
+            Self::Order => "order",
         }
     }
 
@@ -97,6 +101,22 @@ impl Blobs {
                     writing.abort().await;
                     return Err(chipbound_transport::refusal_of("receiving the plaintext", error));
                 }
+            }
+        }
+    }
+
+    /// A blob of `size` bytes that is written and read at once, mode 0600, with the room for it set aside; [`Code::DiskFull`] where there
+    /// is none. It is on the disk when whoever writes it syncs it, and goes with the next start if nothing refers to it.
+    pub(crate) fn create(&self, name: &str, size: u64) -> Result<File> {
+        let failed = |e| Refusal::io("the store of programs", e);
+        let path = self.folder.join(name);
+        let file =
+            File::options().read(true).write(true).create_new(true).mode(chipbound_host::files::PRIVATE).open(&path).map_err(failed)?;
+        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, size.max(1)) {
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(file),
+            Err(e) => {
+                std::fs::remove_file(&path).map_err(failed)?;
+                Err(failed(e.into()))
             }
         }
     }

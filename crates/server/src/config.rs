@@ -175,6 +175,8 @@ pub struct Policy {
     pub ticket_seconds: u64,
     /// Seconds for which a log-in counts.
     pub session_seconds: u64,
+    /// Bytes of ciphertext that are kept for deliveries that may be cut short, all together; the oldest go first. 0 keeps none.
+    pub kept_bytes: u64,
     /// Deliveries at once.
     pub deliveries: usize,
     /// Deliveries at once of one account.
@@ -198,6 +200,7 @@ impl Default for Policy {
             redownload_days: 3650,
             ticket_seconds: 60,
             session_seconds: 12 * 3600,
+            kept_bytes: 256 << 30,
             deliveries: 64,
             deliveries_per_account: 16,
         }

@@ -1,15 +1,13 @@
 //! The server's role in a delivery, Fig. 4 of the source from the ticket to the farewell, one function.
 
 use crate::keys::ServerKeys;
-use crate::packing::{Packing, Parcel};
+use crate::packing::Packing;
 use crate::server::{Clock, Server};
-use crate::settling::RELEASE_SECRET;
-use crate::storage::{Delivery, Repository, StoredOrder};
+use crate::storage::{Repository, StoredOrder};
 use chipbound_session::Context;
 use chipbound_session::path::Path;
 use chipbound_session::server::{Purpose, begin};
 use chipbound_session::tls::{TimeProvider, server_config};
-use chipbound_wire::bounded::encode;
 use chipbound_wire::documents::Manifest;
 use chipbound_wire::messages::Kind;
 use chipbound_wire::signed::read_claims;
@@ -80,33 +78,25 @@ fn converse<R: Repository, S: Read + Write>(
     let sealing_key = negotiating.sealing_key(choice.suite)?.to_vec();
     let session_key = negotiating.session_key();
     let packing = Packing { server, keys, runtime, order, release: &release, choice, sealing_key: &sealing_key, session_key };
-    let Parcel { consignment, release_secret, contents } = packing.parcel()?;
-    let (terms, wrap) = (consignment.terms.clone(), encode(&consignment.wrap));
-    let (sending, start) = negotiating.start(consignment, &Context { trust: &trust(), now: now(), signer: &signer })?;
+    let again = negotiating.kept().map(|kept| packing.again(kept)).transpose()?.flatten();
+    let parcel = again.map_or_else(|| packing.parcel(), Ok)?;
+    let (sending, start) = negotiating.start(parcel.consignment.clone(), &Context { trust: &trust(), now: now(), signer: &signer })?;
     path.send(Kind::Start, &start)?;
 
-    // … encrypted program, …
-    let roots = contents.send(|chunk| path.send_chunk(chunk))?;
+    parcel.send(server, runtime, |body, stored| {
+        // … encrypted program, from where the processor has it, …
+        let roots = body.send(|chunk| path.send_chunk(chunk))?;
 
-    // … seal. It is on record before it leaves, so that no acknowledgement ever finds us without it.
-    let (awaiting_acknowledgement, seal) = sending.seal(&roots, &keys.statement.signer())?;
-    let delivery = Delivery {
-        order: order.order,
-        terms,
-        wrap,
-        kem: choice.suite.kem,
-        sealing_key,
-        release_secret: server.kek.seal(RELEASE_SECRET, release_secret.bytes()),
-        seal: seal.clone(),
-        created_at: now(),
-    };
-    runtime.block_on(server.repository.record_delivery(&delivery))?;
-    path.send(Kind::Seal, &seal)?;
+        // … seal. It is on record before it leaves, so that no acknowledgement ever finds us without it.
+        let (awaiting_acknowledgement, seal) = sending.seal(&roots, &keys.statement.signer())?;
+        runtime.block_on(server.repository.record_delivery(&stored.sealed_by(seal.clone(), now())))?;
+        path.send(Kind::Seal, &seal)?;
 
-    // Step 1008 (1217): received, opened, compared. The charge (1219) is captured when the owner brings this on the first path.
-    let acknowledgement = path.expect(Kind::Acknowledgement)?;
-    awaiting_acknowledgement.acknowledgement(acknowledgement, &Context { trust: &trust(), now: now(), signer: &signer })?;
-    Ok(())
+        // Step 1008 (1217): received, opened, compared. The charge (1219) is captured when the owner brings this on the first path.
+        let acknowledgement = path.expect(Kind::Acknowledgement)?;
+        awaiting_acknowledgement.acknowledgement(acknowledgement, &Context { trust: &trust(), now: now(), signer: &signer })?;
+        Ok(())
+    })
 }
 
 /// The server's clock as TLS asks for it.

@@ -150,6 +150,7 @@ url = \"{authority}\"
 # redownload_days = 3650
 # ticket_seconds = 60
 # session_seconds = 43200
+# kept_bytes = 274877906944
 # deliveries = 64
 # deliveries_per_account = 16
 ",

@@ -15,6 +15,7 @@
 //! certified processor, and a release token only with the capture of the price.
 
 pub mod accounts;
+mod ahead;
 pub mod api;
 pub mod blobs;
 pub mod command;
@@ -26,6 +27,7 @@ pub mod line;
 pub mod openapi;
 pub mod ordering;
 mod packing;
+mod parcel;
 pub mod payment;
 mod places;
 pub mod publishing;

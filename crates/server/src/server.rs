@@ -94,6 +94,8 @@ impl<R: Repository> Server<R> {
 
     /// Gives back the holds of orders that ran out, and forgets what else did; returns how many orders.
     pub async fn expire(&self) -> Result<u64> {
+        let gone = self.repository.expire_parcels(self.now()).await?;
+        self.remove_blobs(gone).await?;
         self.repository.expire(self.now()).await
     }
 

@@ -5,7 +5,7 @@ use crate::{Channel, Context, Delivery, Roots, exchange};
 use chipbound_wire::bounded::{List, encode};
 use chipbound_wire::certificate::{Certified, SealingKey};
 use chipbound_wire::documents::{
-    Acknowledgement, Confirmation, ExchangeFacts, Manifest, Offer, ProcessorExchange, Seal, ServerExchange, Terms,
+    Acknowledgement, Confirmation, ExchangeFacts, Kept, Manifest, Offer, ProcessorExchange, Seal, ServerExchange, Terms,
 };
 use chipbound_wire::limits::{MAX_CHOICES, MAX_PROGRAM};
 use chipbound_wire::messages::{Hello, Kind, Start, payload, read_payload};
@@ -138,8 +138,15 @@ pub struct Authenticated {
 }
 
 impl Authenticated {
-    /// Row S22: takes the (empty) payload of [`Kind::AskCapabilities`], gives that of [`Kind::Offer`].
-    pub fn asked(self, message: &[u8], context: &Context<'_>) -> Result<(Offered, Vec<u8>)> {
+    /// The order that is delivered.
+    #[must_use]
+    pub fn confirmation(&self) -> &Verified<Confirmation> {
+        &self.session.confirmation
+    }
+
+    /// Row S22: takes the (empty) payload of [`Kind::AskCapabilities`], gives that of [`Kind::Offer`]. `kept` is what is still here
+    /// of an earlier delivery of the order.
+    pub fn asked(self, message: &[u8], kept: Option<Kept>, context: &Context<'_>) -> Result<(Offered, Vec<u8>)> {
         if !message.is_empty() {
             return Err(Refusal::new(Code::Malformed, "a question with a payload"));
         }
@@ -150,6 +157,7 @@ impl Authenticated {
             formats: List::new(formats)?,
             key_modes: List::new(key_modes)?,
             max_plain_size,
+            kept,
         };
         let bytes = context.signer.sign(&offer)?;
         Ok((Offered { session: self.session, offer, class }, bytes))
@@ -170,7 +178,8 @@ impl Offered {
     /// Refuses terms that were not agreed ([`Code::TermsMismatch`]) or not offered ([`Code::OfferAltered`]), that another key
     /// signed ([`Code::StatementKeyMismatch`]); a manifest that is not the vendor's or not about this ([`Code::ManifestMismatch`])
     /// or does not admit this class of key store ([`Code::ClassRefused`]); a plaintext above the offered size
-    /// ([`Code::TooLarge`]); wraps of another mechanism ([`Code::WrapInvalid`]).
+    /// ([`Code::TooLarge`]); wraps of another mechanism ([`Code::WrapInvalid`]); a body that begins elsewhere than at its start or where
+    /// what was kept of these very terms ends ([`Code::OfferAltered`]).
     pub fn start(self, message: &[u8], context: &Context<'_>) -> Result<Receiving> {
         let start: Start = read_payload(message)?;
         let terms = verify_document::<Terms>(&start.terms, context.trust, context.now)?;
@@ -181,9 +190,19 @@ impl Offered {
         if start.wrap.kem != terms.suite.kem || start.session_wrap.kem != self.session.facts.session_key.kem {
             return Err(Refusal::new(Code::WrapInvalid, "a key wrap of another mechanism than was agreed"));
         }
+        let from = self.check_from(start.from, &terms)?;
         let Start { wrap, session_wrap, layout, plain_digest, .. } = start;
         let delivery = Delivery { terms, manifest, wrap, session_wrap, layout: layout.into_vec(), plain_digest };
-        Ok(Receiving { session: self.session, delivery })
+        Ok(Receiving { session: self.session, delivery, from })
+    }
+
+    /// Where the body begins.
+    fn check_from(&self, from: Option<u64>, terms: &Verified<Terms>) -> Result<u64> {
+        match from {
+            None | Some(0) => Ok(0),
+            Some(from) if self.offer.kept == Some(Kept { terms: terms.digest(), bytes: from }) => Ok(from),
+            Some(from) => Err(Refusal::new(Code::OfferAltered, format!("to go on at byte {from} of these terms was never offered"))),
+        }
     }
 
     fn check_terms(&self, terms: &Terms) -> Result<()> {
@@ -251,9 +270,16 @@ impl Offered {
 pub struct Receiving {
     session: Session,
     delivery: Delivery,
+    from: u64,
 }
 
 impl Receiving {
+    /// Bytes of the body that do not come: the caller kept them, and opens them before the chunks.
+    #[must_use]
+    pub fn from(&self) -> u64 {
+        self.from
+    }
+
     /// What the caller needs to open the session wrap and the chunks.
     #[must_use]
     pub fn delivery(&self) -> &Delivery {

@@ -4,7 +4,9 @@
 use crate::{Channel, Context, Roots, exchange};
 use chipbound_wire::bounded::{Bytes, encode};
 use chipbound_wire::certificate::{SealingKey, Trust};
-use chipbound_wire::documents::{Acknowledgement, ExchangeFacts, Manifest, Offer, ProcessorExchange, Seal, ServerExchange, Terms, Wrap};
+use chipbound_wire::documents::{
+    Acknowledgement, ExchangeFacts, Kept, Manifest, Offer, ProcessorExchange, Seal, ServerExchange, Terms, Wrap,
+};
 use chipbound_wire::messages::{Hello, Kind, Start, payload, read_payload};
 use chipbound_wire::random::{Random, fresh};
 use chipbound_wire::signed::{Signer, Verified, verify_document};
@@ -146,6 +148,8 @@ pub struct Consignment {
     pub layout: Vec<u8>,
     /// The plain digest of the body.
     pub plain_digest: Digest,
+    /// Bytes of the body that are not sent: none, or what [`Negotiating::kept`] says of these terms.
+    pub from: u64,
 }
 
 /// The offer is here; the caller chooses, makes terms and wraps, and starts.
@@ -160,6 +164,12 @@ impl Negotiating {
     #[must_use]
     pub fn offer(&self) -> &Verified<Offer> {
         &self.offer
+    }
+
+    /// What the processor kept of an earlier delivery of this order.
+    #[must_use]
+    pub fn kept(&self) -> Option<Kept> {
+        self.offer.kept
     }
 
     /// The session's sealing key, for the session wrap.
@@ -220,7 +230,7 @@ impl Negotiating {
     /// Step 1007, first part: gives the payload of [`Kind::Start`]. What the processor would refuse is refused here already:
     /// terms of another order or processor ([`Code::TermsMismatch`]), by another key than was announced
     /// ([`Code::StatementKeyMismatch`]), about another manifest ([`Code::ManifestMismatch`]), or not offered
-    /// ([`Code::NothingInCommon`]).
+    /// ([`Code::NothingInCommon`], [`Code::OfferAltered`]).
     pub fn start(self, consignment: Consignment, context: &Context<'_>) -> Result<(Sending, Vec<u8>)> {
         let terms = verify_document::<Terms>(&consignment.terms, context.trust, context.now)?;
         let manifest = verify_document::<Manifest>(&consignment.manifest, context.trust, context.now)?;
@@ -235,10 +245,14 @@ impl Negotiating {
             return Err(Refusal::new(Code::ManifestMismatch, "the terms name another manifest"));
         }
         self.check_choice(&Choice { suite: terms.suite, format: terms.format, key_mode: terms.key_mode }, &manifest)?;
-        let Consignment { terms: signed, manifest, wrap, session_wrap, layout, plain_digest } = consignment;
+        let from = Some(consignment.from).filter(|from| *from > 0);
+        if from.is_some_and(|bytes| self.offer.kept != Some(Kept { terms: terms.digest(), bytes })) {
+            return Err(Refusal::new(Code::OfferAltered, "the processor did not offer to go on there"));
+        }
+        let Consignment { terms: signed, manifest, wrap, session_wrap, layout, plain_digest, .. } = consignment;
         let digests = [Digest::of(&encode(&wrap)), Digest::of(&encode(&session_wrap))];
         let (signed, manifest, layout) = (Bytes::new(signed)?, Bytes::new(manifest)?, Bytes::new(layout)?);
-        let start = Start { terms: signed, manifest, wrap, session_wrap, layout, plain_digest };
+        let start = Start { terms: signed, manifest, wrap, session_wrap, layout, plain_digest, from };
         let bytes = payload(Kind::Start, &start)?;
         Ok((Sending { session: self.session, terms, wraps: digests, plain_digest }, bytes))
     }

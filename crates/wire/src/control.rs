@@ -6,7 +6,7 @@ use crate::bounded::{Bytes, List, Text};
 use crate::certificate::Chain;
 use crate::ids::{Digest, KeyId, OrderId, ProgramId, Time};
 pub use crate::limits::MAX_CONTROL;
-use crate::limits::{MAX_DOCUMENT, MAX_INTERPRETER, MAX_NAME, MAX_TEXT, MAX_WITH};
+use crate::limits::{MAX_DOCUMENT, MAX_INTERPRETER, MAX_NAME, MAX_TEXT, MAX_WAITING, MAX_WITH};
 use crate::messages::Abort;
 use crate::suite::{Class, Mapping};
 use minicbor::{Decode, Encode};
@@ -28,7 +28,8 @@ pub enum Request {
         voucher: Text<MAX_NAME>,
     },
     /// Receive a delivery (steps 1003-1008). In tunnel mode one descriptor comes along: a stream socket whose other end the
-    /// client relays to the server. Answered with any number of [`Response::Progress`] and one [`Response::Received`].
+    /// client relays to the server. Answered with [`Response::GoesOn`] where it does, any number of [`Response::Progress`] and one
+    /// [`Response::Received`].
     #[n(2)]
     Receive {
         /// The signed order confirmation that the client agreed to.
@@ -37,6 +38,9 @@ pub enum Request {
         /// How to reach the server.
         #[n(1)]
         line: Line,
+        /// Take no more than so many bytes a second.
+        #[n(2)]
+        rate: Option<u32>,
     },
     /// The release token (step 1010), on the connection that received. Answered with [`Response::Released`] and one
     /// descriptor: the complete package, open for reading (step 1011).
@@ -78,6 +82,16 @@ pub enum Request {
         #[n(0)]
         path: Option<Bytes<4096>>,
     },
+    /// Which deliveries of this user's were cut short and wait to go on? Of all users for root. Answered with [`Response::Waiting`].
+    #[n(9)]
+    Waiting,
+    /// Throw away what waits of this order. Answered with [`Response::Done`].
+    #[n(10)]
+    GiveUp {
+        /// The order.
+        #[n(0)]
+        order: OrderId,
+    },
     /// Drop from memory what was opened. Only root or the processor's own uid may. Answered with [`Response::Forgotten`].
     #[n(8)]
     Forget {
@@ -85,6 +99,26 @@ pub enum Request {
         #[n(0)]
         program: Option<ProgramId>,
     },
+}
+
+/// A delivery that was cut short and waits to go on.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct WaitingDelivery {
+    /// Its order.
+    #[n(0)]
+    pub order: OrderId,
+    /// Bytes of the body that are here.
+    #[n(1)]
+    pub done: u64,
+    /// Bytes of the whole body.
+    #[n(2)]
+    pub size: u64,
+    /// Until when it waits.
+    #[n(3)]
+    pub until: Time,
+    /// Program and version, for people.
+    #[n(4)]
+    pub title: Text<MAX_TEXT>,
 }
 
 /// How a program's code is to get into its process.
@@ -237,6 +271,23 @@ pub enum Response {
         /// Whether the variables that bring foreign code in are to be taken out of the environment before.
         #[n(0)]
         drop_loader_variables: bool,
+    },
+    /// The delivery goes on where an earlier one was cut short; told once, before anything else of it.
+    #[n(12)]
+    GoesOn {
+        /// Bytes of the body that are here already.
+        #[n(0)]
+        kept: u64,
+        /// Bytes of the whole body.
+        #[n(1)]
+        total: u64,
+    },
+    /// Deliveries that wait, the one that was at work last first.
+    #[n(13)]
+    Waiting {
+        /// They.
+        #[n(0)]
+        deliveries: List<WaitingDelivery, MAX_WAITING>,
     },
     /// How the package would be started.
     #[n(11)]

@@ -176,8 +176,22 @@ pub struct Offer {
     /// The largest plaintext it can take, in bytes.
     #[n(4)]
     pub max_plain_size: u64,
+    /// What it kept of an earlier delivery of this order, if anything.
+    #[n(5)]
+    pub kept: Option<Kept>,
 }
 document!(Offer, "offer", Processor);
+
+/// The beginning of a body that a processor keeps from a delivery that did not come to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Kept {
+    /// Digest of the signed terms of that delivery.
+    #[n(0)]
+    pub terms: Digest,
+    /// Bytes of the body, from its start: whole chunks of [`crate::limits::MAX_CHUNK`], or all of it.
+    #[n(1)]
+    pub bytes: u64,
+}
 
 /// On what the delivery stands; the key wrap's AAD is the digest of this document, which therefore does not hold the wrap.
 /// Terms and wrap stay the same when a delivery is resumed.

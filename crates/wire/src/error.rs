@@ -241,6 +241,8 @@ codes! {
     // The machine.
     /// The disk is full.
     DiskFull = "disk_full", Environment, 507, "Free some space; nothing half-written was left, run the command again.";
+    /// What was kept of a delivery that was cut short is not what came, or the server's is another; it was thrown away.
+    KeptPartAltered = "kept_part_altered", Environment, 409, "Run the same command again: the delivery begins anew, and nothing is charged twice.";
     /// Reading or writing failed.
     Io = "io", Environment, 500, "Read the detail.";
     /// No processor answers.

@@ -26,6 +26,8 @@ pub const MAX_LAYOUT: usize = 64 * 1024;
 pub const MAX_INTERPRETER: usize = 255;
 /// One request or response on the processor's unix socket.
 pub const MAX_CONTROL: usize = 256 * 1024;
+/// Deliveries that wait to go on, in one list.
+pub const MAX_WAITING: usize = 256;
 /// Packages of data that one program is started with.
 pub const MAX_WITH: usize = 8;
 /// A JSON request body of the first path.

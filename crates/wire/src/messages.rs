@@ -143,6 +143,9 @@ pub struct Start {
     /// The plain digest that the body will prove to have.
     #[n(5)]
     pub plain_digest: Digest,
+    /// Bytes of the body that are not sent, because the processor offered to have kept them under these terms; absent: none.
+    #[n(6)]
+    pub from: Option<u64>,
 }
 
 /// Why the other side stops.

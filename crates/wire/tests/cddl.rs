@@ -67,6 +67,7 @@ fn offer() -> Offer {
         formats: List::new(Format::ALL.to_vec()).expect("few"),
         key_modes: List::new(KeyMode::ALL.to_vec()).expect("few"),
         max_plain_size: u64::MAX,
+        kept: None,
     }
 }
 
@@ -88,6 +89,7 @@ fn every_signed_document_follows_the_contract() {
     signed(&pki, "server-exchange", &ServerExchange { facts: facts() });
     signed(&pki, "processor-exchange", &ProcessorExchange { facts: facts() });
     signed(&pki, "offer", &offer());
+    signed(&pki, "offer", &Offer { kept: Some(Kept { terms: digest(3), bytes: 1 << 20 }), ..offer() });
     let terms = sample::terms(&confirmation, Format::ElfX8664);
     let signed_terms = signed(&pki, "terms", &terms);
     let signed_seal = signed(&pki, "seal", &seal());
@@ -109,14 +111,17 @@ fn every_signed_document_follows_the_contract() {
         sealed_manifest: bytes(vec![1; 900]),
     };
     holds("package-documents", &encode(&documents));
-    let start = Start {
+    let mut start = Start {
         terms: bytes(signed_terms),
         manifest: bytes(signed_manifest),
         wrap: wrap(),
         session_wrap: wrap(),
         layout: Bytes::new(vec![0x80]).expect("short"),
         plain_digest: digest(1),
+        from: None,
     };
+    holds("start", &encode(&start));
+    start.from = Some(1 << 20);
     holds("start", &encode(&start));
 }
 

@@ -24,6 +24,15 @@ pub enum Way {
     OwnLine,
 }
 
+/// How a delivery is to go over the line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Wanted {
+    /// How the second path reaches the server.
+    pub way: Way,
+    /// No more than so many bytes a second; as many as come if none.
+    pub rate: Option<u32>,
+}
+
 /// What is to be bought.
 #[derive(Clone, Debug)]
 pub struct Wish {
@@ -33,8 +42,8 @@ pub struct Wish {
     pub version: Option<String>,
     /// The key mode; the server's policy if none.
     pub key_mode: Option<KeyMode>,
-    /// How the second path reaches the server.
-    pub way: Way,
+    /// How it is to come.
+    pub line: Wanted,
     /// The most that may be charged.
     pub max_price: Option<Amount>,
     /// Where the package goes; the program's name in the current folder if none.
@@ -60,7 +69,7 @@ pub struct Delivered {
 
 /// What `carry` needs to know besides the order.
 struct Errand {
-    way: Way,
+    line: Wanted,
     target: PathBuf,
     /// About how many bytes will come, for people; 0 where nobody said.
     size: u64,
@@ -71,7 +80,8 @@ struct Errand {
 }
 
 /// Buys a program for the processor of this device. Interrupted at any moment it is gone on with by calling it again: the
-/// idempotency key was stored before the order was placed, so nothing is ordered or charged twice.
+/// idempotency key was stored before the order was placed, so nothing is ordered or charged twice, and of a large package only what is
+/// missing comes.
 pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
     let processor = device.processor().await?;
     let trust = Trust::new(&processor.root)?;
@@ -88,7 +98,7 @@ pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
     let what = format!("{} {}", confirmation.program.name(), &*confirmation.version);
     device.story.step(1002, &format!("order {} of {what} confirmed: {}", confirmation.order, confirmation.price), facts);
     let target = wish.target.clone().unwrap_or_else(|| pending.target.clone());
-    let errand = Errand { way: wish.way, target, size: pending.expected_size, paid: false, interpreter: processor.interpreter };
+    let errand = Errand { line: wish.line, target, size: pending.expected_size, paid: false, interpreter: processor.interpreter };
     let delivered = match order.state {
         OrderState::Confirmed => {
             device.api.agree(&confirmation.order, confirmation.digest()).await?;
@@ -112,14 +122,15 @@ pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
     Ok(delivered)
 }
 
-/// Downloads again what a receipt was given for (source \[60\]): that release, for that processor, without a charge.
-pub async fn redownload(device: &Device<'_>, receipt: &[u8], way: Way, target: Option<PathBuf>) -> Result<Delivered> {
+/// Downloads again what a receipt was given for (source \[60\]): that release, for that processor, without a charge. Interrupted it is gone
+/// on with as a purchase is.
+pub async fn redownload(device: &Device<'_>, receipt: &[u8], line: Wanted, target: Option<PathBuf>) -> Result<Delivered> {
     let processor = device.processor().await?;
     let trust = Trust::new(&processor.root)?;
     first_path(device).await?;
     let claims: Receipt = read_claims(receipt)?;
     let target = target.map_or_else(|| default_target(claims.program.name()), Ok)?;
-    fetch_again(device, receipt, &trust, Errand { way, target, size: 0, paid: true, interpreter: processor.interpreter }).await
+    fetch_again(device, receipt, &trust, Errand { line, target, size: 0, paid: true, interpreter: processor.interpreter }).await
 }
 
 /// Sets the first path up: TLS to the server, whose certificate the log-in pinned or a public root signed, and the user's session.
@@ -148,9 +159,14 @@ async fn carry(device: &Device<'_>, confirmation: &Verified<Confirmation>, trust
     let mut partial = Partial::beside(&errand.target)?; // A folder that cannot be written is found out before anything is delivered.
 
     // 1105 (1003-1007): server and processor authenticate each other and the program goes over; the client relays or stands by.
-    let ticket = device.api.ticket(&order).await?;
-    let Received { mut conversation, acknowledgement, body_size, chosen, relayed } =
-        receive(device, confirmation, &ticket, errand.way, errand.size).await?;
+    let Received { mut conversation, acknowledgement, body_size, chosen, relayed } = match admitted(device, confirmation, errand).await {
+        // What was kept of an earlier delivery was damaged, and is gone now.
+        Err(refusal) if refusal.code == Code::KeptPartAltered => {
+            device.story.step(1007, &format!("{}; beginning anew", refusal.detail), json!({ "kept": 0 }));
+            admitted(device, confirmation, errand).await
+        }
+        other => other,
+    }?;
     let text = "server and processor proved themselves to each other (1004-1006) and the encrypted program went over";
     device.story.step(1007, text, json!({ "relayed": relayed, "chosen": chosen }));
 
@@ -188,6 +204,12 @@ async fn carry(device: &Device<'_>, confirmation: &Verified<Confirmation>, trust
     // 1117 (1012): the second path ended with close_notify in `receive`; the conversation and the first path end here.
     device.story.step(1012, "both paths closed", json!({}));
     Ok(Delivered { package, size, receipt, receipt_path, chosen })
+}
+
+/// Has a ticket and the delivery that it admits.
+async fn admitted(device: &Device<'_>, confirmation: &Verified<Confirmation>, errand: &Errand) -> Result<Received> {
+    let ticket = device.api.ticket(&confirmation.order).await?;
+    receive(device, confirmation, &ticket, errand.line, errand.size).await
 }
 
 /// The token must be for this order and processor; its signature is for the processor to verify.

@@ -1,6 +1,6 @@
 //! Steps 1105, 1107 and 1113 (1003-1008, 1010): the processor's side of a delivery, as its client sees it.
 
-use super::deliver::Way;
+use super::deliver::{Wanted, Way};
 use super::relay::relay;
 use super::{Device, blocking};
 use crate::control::{Conversation, unexpected};
@@ -11,6 +11,7 @@ use chipbound_wire::control::{Line, Request, Response};
 use chipbound_wire::documents::Confirmation;
 use chipbound_wire::signed::Verified;
 use chipbound_wire::{Code, OrderId, Refusal, Result};
+use indicatif::HumanBytes;
 use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
 use serde_json::json;
 use std::fs::File;
@@ -46,15 +47,22 @@ pub struct Received {
 
 /// Has the processor receive: through the tunnel, whose bytes are relayed here, or on its own line. `size` is about how many
 /// bytes will come, for people.
-pub async fn receive(device: &Device<'_>, confirmation: &Verified<Confirmation>, ticket: &Ticket, way: Way, size: u64) -> Result<Received> {
+pub async fn receive(
+    device: &Device<'_>,
+    confirmation: &Verified<Confirmation>,
+    ticket: &Ticket,
+    line: Wanted,
+    size: u64,
+) -> Result<Received> {
     let confirmation = Bytes::new(confirmation.bytes().to_vec())?;
-    match way {
+    let rate = line.rate;
+    match line.way {
         Way::OwnLine => {
             let address = ticket.line.clone().ok_or_else(|| Refusal::new(Code::NotSupported, "this server has no line of its own"))?;
             let text = format!("second path on a line of its own to {address}");
             device.story.step(1003, &text, json!({ "way": "own-line", "address": address }));
             let line = Line::Own { address: Text::new(address)?, ticket: ticket.ticket };
-            converse(device, Request::Receive { confirmation, line }, None).await
+            converse(device, Request::Receive { confirmation, line, rate }, None, &AtomicU64::new(0)).await
         }
         Way::Tunnel => {
             let tunnel = device.api.tunnel(ticket).await?;
@@ -62,19 +70,20 @@ pub async fn receive(device: &Device<'_>, confirmation: &Verified<Confirmation>,
             let (near, far) = socket_pair()?;
             let carried = Arc::new(AtomicU64::new(0));
             let relaying = tokio::spawn(relay(tunnel, near, carried.clone()));
-            let conversing = converse(device, Request::Receive { confirmation, line: Line::Tunnel }, Some(far));
-            let received = watched(device, conversing, &carried, size).await;
+            let kept = AtomicU64::new(0);
+            let conversing = converse(device, Request::Receive { confirmation, line: Line::Tunnel, rate }, Some(far), &kept);
+            let received = watched(device, conversing, (&kept, &carried), size).await;
             let received = farewell(relaying, received).await?;
             Ok(Received { relayed: Some(carried.load(Ordering::Relaxed)), ..received })
         }
     }
 }
 
-/// Shows how many bytes were carried while the delivery goes on: in the tunnel the client counts for itself, TLS and all. A size
-/// of 0 is one that nobody said.
-async fn watched<T>(device: &Device<'_>, delivery: impl Future<Output = T>, carried: &AtomicU64, size: u64) -> T {
+/// Shows how many bytes are there while the delivery goes on: those that were kept of an earlier one, and those that were carried; in
+/// the tunnel the client counts for itself, TLS and all. A size of 0 is one that nobody said.
+async fn watched<T>(device: &Device<'_>, delivery: impl Future<Output = T>, (kept, carried): (&AtomicU64, &AtomicU64), size: u64) -> T {
     let mut delivery = std::pin::pin!(delivery);
-    let so_far = || match carried.load(Ordering::Relaxed) {
+    let so_far = || match kept.load(Ordering::Relaxed) + carried.load(Ordering::Relaxed) {
         done if size == 0 => done,
         done => done.min(size),
     };
@@ -130,7 +139,14 @@ impl Drop for HangUp {
     }
 }
 
-async fn converse(device: &Device<'_>, request: Request, far: Option<UnixStream>) -> Result<Received> {
+/// What the processor tells before its answer.
+enum Told {
+    GoesOn { kept: u64, total: u64 },
+    Progress { done: u64, total: u64 },
+}
+
+/// Has the processor receive, and passes on what it tells; how much it kept of an earlier delivery goes into `kept`.
+async fn converse(device: &Device<'_>, request: Request, far: Option<UnixStream>, kept: &AtomicU64) -> Result<Received> {
     let socket = device.socket.to_owned();
     let mut conversation = blocking(move || Conversation::open(&socket)).await?;
     let mut hang_up = HangUp(Some(conversation.handle()?));
@@ -139,22 +155,28 @@ async fn converse(device: &Device<'_>, request: Request, far: Option<UnixStream>
         let descriptors: Vec<_> = far.iter().map(AsFd::as_fd).collect();
         conversation.ask(&request, &descriptors)?;
         drop(far); // The processor has its own now; the tunnel must end when that one is closed.
-        let progress = |done, total| {
-            let _ = tell.send((done, total)); // Nobody listens to a delivery that was cancelled.
-        };
-        match conversation.answer_after(progress)? {
-            Response::Received { acknowledgement, body_size, chosen } => Ok(Received {
-                conversation,
-                acknowledgement: acknowledgement.into_vec(),
-                body_size,
-                chosen: chosen.to_string(),
-                relayed: None,
-            }),
-            other => Err(unexpected(&other)),
+        let tell = |told| drop(tell.send(told)); // Nobody listens to a delivery that was cancelled.
+        loop {
+            match conversation.answer()? {
+                Response::GoesOn { kept, total } => tell(Told::GoesOn { kept, total }),
+                Response::Progress { done, total } => tell(Told::Progress { done, total }),
+                Response::Received { acknowledgement, body_size, chosen } => {
+                    let (acknowledgement, chosen) = (acknowledgement.into_vec(), chosen.to_string());
+                    return Ok(Received { conversation, acknowledgement, body_size, chosen, relayed: None });
+                }
+                other => return Err(unexpected(&other)),
+            }
         }
     });
-    while let Some((done, total)) = told.recv().await {
-        device.story.progress(done, total);
+    while let Some(told) = told.recv().await {
+        match told {
+            Told::Progress { done, total } => device.story.progress(done, total),
+            Told::GoesOn { kept: there, total } => {
+                kept.store(there, Ordering::Relaxed);
+                let text = format!("going on where it stopped: {} of {} are here", HumanBytes(there), HumanBytes(total));
+                device.story.step(1007, &text, json!({ "kept": there, "bytes": total }));
+            }
+        }
     }
     let received = work.await.map_err(|e| Refusal::new(Code::Internal, "a thread of the client ended").because(e))?;
     hang_up.0 = None;

@@ -8,7 +8,7 @@ pub mod world;
 use crate::api::Api;
 use crate::cli::in_shell;
 use crate::client::Device;
-use crate::client::deliver::{Delivered, Way, Wish, buy};
+use crate::client::deliver::{Delivered, Wanted, Wish, buy};
 use crate::home::{Home, Session};
 use crate::receipts;
 use crate::verbs::bytes;
@@ -108,7 +108,7 @@ async fn tell(teller: &Teller, exe: &Path, folder: &Path, arguments: &Arguments)
         program: program.name.clone(),
         version: None,
         key_mode: None,
-        way: Way::Tunnel,
+        line: Wanted::default(),
         max_price: Some(PRICE.parse()?),
         target: Some(world.path(&format!("bought/{}", program.name))),
         again: false,

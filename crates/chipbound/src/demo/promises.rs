@@ -3,7 +3,7 @@
 use super::teller::Promise;
 use super::{Story, balance, ended, protected, same};
 use crate::client::Device;
-use crate::client::deliver::{Way, redownload};
+use crate::client::deliver::{Wanted, Way, redownload};
 use crate::client::placing::name_interpreter;
 use crate::receipts;
 use chipbound_host::files::{PRIVATE, write_durably};
@@ -163,7 +163,7 @@ async fn the_receipt_downloads_again(story: &Story<'_>) -> Result<Promise> {
     let before = balance(story.api).await?;
     let target = story.world.path("bought/again");
     let device = Device { home: story.home, session: story.session, api: story.api, socket: &story.world.sockets[0], story: &Silent };
-    let again = redownload(&device, story.delivered.receipt.bytes(), Way::OwnLine, Some(target)).await?;
+    let again = redownload(&device, story.delivered.receipt.bytes(), Wanted { way: Way::OwnLine, rate: None }, Some(target)).await?;
     let after = balance(story.api).await?;
     let (output, _) = protected(story.exe, story.world, 0, &again.package, &story.program.arguments).await?;
     let same_receipt = again.receipt.bytes() == story.delivered.receipt.bytes();

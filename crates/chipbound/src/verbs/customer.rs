@@ -3,16 +3,19 @@
 use super::{bytes, logged_in};
 use crate::api::Api;
 use crate::cli::Common;
-use crate::client::Device;
-use crate::client::deliver::{Delivered, Way, Wish, buy, redownload};
+use crate::client::deliver::{Delivered, Wanted, Way, Wish, buy, redownload};
+use crate::client::{Device, blocking};
+use crate::control;
 use crate::home::{Home, Session};
 use crate::output::Output;
 use crate::receipts;
+use chipbound_processor::line::SLOWEST;
 use chipbound_transport::ServerTrust;
+use chipbound_wire::control::WaitingDelivery;
 use chipbound_wire::documents::Receipt;
 use chipbound_wire::signed::read_claims;
 use chipbound_wire::suite::KeyMode;
-use chipbound_wire::{Amount, Code, Refusal, Result};
+use chipbound_wire::{Amount, Code, OrderId, Refusal, Result};
 use clap::Subcommand;
 use serde_json::json;
 use std::io::{BufRead, IsTerminal};
@@ -21,6 +24,17 @@ use zeroize::Zeroizing;
 
 /// Bytes of a TLS root in PEM, and of a password file.
 const MAX_SMALL_FILE: usize = 32 * 1024;
+
+/// How a package comes.
+#[derive(clap::Args, Debug)]
+pub struct Line {
+    /// Let the processor dial the server on a line of its own, past this command
+    #[arg(long)]
+    own_line: bool,
+    /// Take no more than so many bytes a second: 5M, 800K
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    limit_rate: Option<u32>,
+}
 
 /// The customer's verbs.
 #[derive(Subcommand, Debug)]
@@ -65,15 +79,24 @@ pub enum Verb {
         /// How the content key relates to the processor: direct or common; the server's policy without it
         #[arg(long, value_name = "MODE")]
         key_mode: Option<KeyMode>,
-        /// Let the processor dial the server on a line of its own, past this command
-        #[arg(long)]
-        own_line: bool,
+        /// How the package comes
+        #[command(flatten)]
+        line: Line,
         /// Refuse to pay more than this
         #[arg(long, value_name = "AMOUNT")]
         max_price: Option<Amount>,
         /// Pay for another order of a release that was bought for this processor before
         #[arg(long)]
         again: bool,
+    },
+    /// List the downloads that were cut short or paused and wait on this machine to go on
+    #[command(
+        after_help = "Example:\n  chipbound downloads\n  chipbound downloads --give-up 7c9e6679f0a34de28b1dd0c1c4e0a9b2\n\nThe command that began a download goes on with it."
+    )]
+    Downloads {
+        /// Throw away what waits of this order; the order itself stays as it is
+        #[arg(long, value_name = "ORDER")]
+        give_up: Option<OrderId>,
     },
     /// Download again with a receipt, without a charge
     #[command(after_help = "Example:\n  chipbound redownload 7c9e6679f0a34de28b1dd0c1c4e0a9b2 -o ./perl")]
@@ -83,9 +106,9 @@ pub enum Verb {
         /// Where the package goes [default: the program's name]
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
-        /// Let the processor dial the server on a line of its own, past this command
-        #[arg(long)]
-        own_line: bool,
+        /// How the package comes
+        #[command(flatten)]
+        line: Line,
     },
     /// List your receipts, fetching those that are not kept here yet
     #[command(after_help = "Example:\n  chipbound receipts")]
@@ -119,6 +142,14 @@ pub enum ReceiptVerb {
     },
 }
 
+impl Verb {
+    /// Whether Ctrl-C pauses it.
+    #[must_use]
+    pub fn pauses(&self) -> bool {
+        matches!(self, Self::Buy { .. } | Self::Redownload { .. })
+    }
+}
+
 /// Does a customer's verb.
 pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()> {
     let home = Home::locate(common.home.as_deref())?;
@@ -127,29 +158,73 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
         Verb::Logout => logout(&home, output).await,
         Verb::Catalogue => catalogue(&home, output).await,
         Verb::Balance => balance(&home, output).await,
-        Verb::Buy { program, version, output: target, key_mode, own_line, max_price, again } => {
-            let wish = Wish { program, version, key_mode, way: way(own_line), max_price, target, again };
+        Verb::Buy { program, version, output: target, key_mode, line, max_price, again } => {
+            let wish = Wish { program, version, key_mode, line: line.wanted(), max_price, target, again };
             let (session, api) = logged_in(&home)?;
             let socket = home.processor(common.processor.as_deref());
             let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
             delivered(output, &buy(&device, &wish).await?);
             Ok(())
         }
-        Verb::Redownload { receipt, output: target, own_line } => {
+        Verb::Redownload { receipt, output: target, line } => {
             let receipt = receipts::find(&home, &receipt)?;
             let (session, api) = logged_in(&home)?;
             let socket = home.processor(common.processor.as_deref());
             let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
-            delivered(output, &redownload(&device, &receipt, way(own_line), target).await?);
+            delivered(output, &redownload(&device, &receipt, line.wanted(), target).await?);
             Ok(())
         }
+        Verb::Downloads { give_up: None } => downloads(&home.processor(common.processor.as_deref()), output).await,
+        Verb::Downloads { give_up: Some(order) } => give_up(&home.processor(common.processor.as_deref()), output, order).await,
         Verb::Receipts { offline } => list_receipts(&home, output, offline).await,
         Verb::Receipt(verb) => one_receipt(&home, output, verb),
     }
 }
 
-fn way(own_line: bool) -> Way {
-    if own_line { Way::OwnLine } else { Way::Tunnel }
+impl Line {
+    fn wanted(&self) -> Wanted {
+        Wanted { way: if self.own_line { Way::OwnLine } else { Way::Tunnel }, rate: self.limit_rate }
+    }
+}
+
+/// Lists what waits in the processor.
+async fn downloads(socket: &Path, output: &Output) -> Result<()> {
+    let socket = socket.to_owned();
+    let waiting = blocking(move || control::waiting(&socket)).await?;
+    let row = |w: &WaitingDelivery| {
+        let percent = w.done * 100 / w.size.max(1);
+        vec![
+            w.title.to_string(),
+            format!("{percent} %"),
+            format!("{} of {}", bytes(w.done), bytes(w.size)),
+            receipts::moment(w.until),
+            w.order.to_string(),
+        ]
+    };
+    let rows: Vec<_> = waiting.iter().map(row).collect();
+    let value = |w: &WaitingDelivery| json!({ "program": &*w.title, "done": w.done, "bytes": w.size, "until": w.until, "order": w.order });
+    let values: Vec<_> = waiting.iter().map(value).collect();
+    output.table(&["PROGRAM", "HERE", "BYTES", "WAITS UNTIL", "ORDER"], &rows, &values);
+    Ok(())
+}
+
+async fn give_up(socket: &Path, output: &Output, order: OrderId) -> Result<()> {
+    let socket = socket.to_owned();
+    blocking(move || control::give_up(&socket, order)).await?;
+    output.result(format!("what waited of order {order} is gone"), &json!({ "given_up": order }));
+    Ok(())
+}
+
+/// Bytes a second, as people write them: a number, and K, M or G for powers of 1024.
+fn rate(text: &str) -> std::result::Result<u32, String> {
+    let (number, shift) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let rate = number.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).and_then(|n| u32::try_from(n).ok());
+    rate.filter(|rate| *rate >= SLOWEST).ok_or_else(|| "a rate is a number of bytes a second, such as 5M or 800K; at least 16K".to_owned())
 }
 
 fn delivered(output: &Output, delivered: &Delivered) {

@@ -101,7 +101,7 @@ pub(crate) fn frame(body: &[u8]) -> Vec<u8> {
 }
 
 pub(crate) fn receive(confirmation: &[u8], line: Line) -> Request {
-    Request::Receive { confirmation: bytes(confirmation), line }
+    Request::Receive { confirmation: bytes(confirmation), line, rate: None }
 }
 
 pub(crate) fn bytes<const MAX: usize>(bytes: &[u8]) -> Bytes<MAX> {

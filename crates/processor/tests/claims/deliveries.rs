@@ -321,7 +321,7 @@ fn a_package_made_for_a_self_made_key_pair_was_never_received_here() {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
     let (held, server) = std::thread::scope(|scope| {
         let server = scope.spawn(|| crate::world::serve(theirs, &world, &shipment, &Lies::default()));
-        (chipbound_processor::receive::receive(ours, &shipment.confirmation, &maker.us, &mut |_, _| Ok(())), server.join().expect("ends"))
+        (chipbound_processor::receive::receive(ours, &shipment.confirmation, 7, &maker.us, &mut |_| Ok(())), server.join().expect("ends"))
     });
     // Each trusts its own authority alone; the processor looks first, and the server hears it.
     let (ours, theirs) = (held.expect_err("foreign"), server.expect_err("foreign"));
@@ -411,10 +411,10 @@ fn a_delivery_that_its_progress_refuses_ends_and_tells_the_server() {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
     let (held, server) = std::thread::scope(|scope| {
         let server = scope.spawn(|| crate::world::serve(theirs, &world, &shipment, &Lies::default()));
-        let mut gone = |_, _| Err(Refusal::new(Code::Cancelled, "the client closed its connection"));
-        (chipbound_processor::receive::receive(ours, &shipment.confirmation, &world.us, &mut gone), server.join().expect("ends"))
+        let mut gone = |_| Err(Refusal::new(Code::Cancelled, "the client closed its connection"));
+        (chipbound_processor::receive::receive(ours, &shipment.confirmation, 7, &world.us, &mut gone), server.join().expect("ends"))
     });
     assert_eq!(held.expect_err("cancelled").code, Code::Cancelled);
     assert_eq!(server.expect_err("told").code, Code::Cancelled);
-    assert!(world.spool().is_empty());
+    assert_eq!(world.us.spool.waiting().expect("read").len(), 1, "what came waits to go on");
 }

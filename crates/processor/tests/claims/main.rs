@@ -8,4 +8,5 @@ mod enrolling;
 mod giving;
 mod kept;
 mod packages;
+mod resuming;
 mod world;

@@ -175,11 +175,32 @@ pub(crate) struct Lies {
     pub(crate) program: Option<Vec<u8>>,
     /// Goes away before the seal.
     pub(crate) hang_up: bool,
+    /// Goes away without a word after so many chunks.
+    pub(crate) cut_after: Option<usize>,
+    /// What was sealed before; goes on with it where the processor offers to.
+    pub(crate) prepared: Option<Arc<Prepared>>,
+}
+
+/// One encryption of a shipment, to be sent more than once.
+pub(crate) struct Prepared {
+    sealed: Sealed,
+    pub(crate) chunks: Vec<Sent>,
+    roots: Roots,
 }
 
 impl Default for Lies {
     fn default() -> Self {
-        Self { chunks: |c| c, session_key: None, seal: |s| s, roots: |_| {}, layout: None, program: None, hang_up: false }
+        Self {
+            chunks: |c| c,
+            session_key: None,
+            seal: |s| s,
+            roots: |_| {},
+            layout: None,
+            program: None,
+            hang_up: false,
+            cut_after: None,
+            prepared: None,
+        }
     }
 }
 
@@ -223,10 +244,19 @@ fn converse<S: Read + Write>(path: &mut Path<S>, world: &World, shipment: &Shipm
     let plaintext = lies.program.as_ref().unwrap_or(&shipment.plaintext);
     let layout = Layout::of(shipment.format, plaintext)?;
     let plain = plain_digest(plaintext, &layout)?;
-    let sealed = Sealed::prepare(world, shipment, processor, negotiating.sealing_key(shipment.suite)?, &plain)?;
+    let prepared = match &lies.prepared {
+        Some(prepared) => Arc::clone(prepared),
+        None => {
+            let sealed = Sealed::prepare(world, shipment, processor, negotiating.sealing_key(shipment.suite)?, &plain)?;
+            let (chunks, roots) = seal_all(plaintext, &layout, &sealed.keys)?;
+            Arc::new(Prepared { sealed, chunks, roots })
+        }
+    };
+    let sealed = &prepared.sealed;
     let session = lies.session_key.as_ref().unwrap_or(&sealed.content);
     let digest = Digest::of(&sealed.terms);
     let session_wrap = wrap_session(negotiating.session_key(), shipment.suite, &digest, session, &mut SystemRandom)?;
+    let from = negotiating.kept().filter(|kept| kept.terms == digest).map_or(0, |kept| kept.bytes);
     let consignment = Consignment {
         terms: sealed.terms.clone(),
         manifest: shipment.manifest.clone(),
@@ -234,12 +264,16 @@ fn converse<S: Read + Write>(path: &mut Path<S>, world: &World, shipment: &Shipm
         session_wrap,
         layout: lies.layout.clone().unwrap_or_else(|| layout.encode()),
         plain_digest: plain,
+        from,
     };
     let (sending, start) = negotiating.start(consignment, &context)?;
     path.send(Kind::Start, &start)?;
 
-    let (chunks, mut roots) = seal_all(plaintext, &layout, &sealed.keys)?;
-    for chunk in (lies.chunks)(chunks) {
+    let mut roots = prepared.roots;
+    for (number, chunk) in (lies.chunks)(prepared.chunks.clone()).into_iter().filter(|chunk| chunk.offset >= from).enumerate() {
+        if lies.cut_after == Some(number) {
+            return Err(Refusal::new(chipbound_wire::Code::TimedOut, "the line is cut"));
+        }
         path.send_chunk(&Chunk { offset: chunk.offset, tags: &chunk.tags, bytes: &chunk.bytes })?;
     }
     if lies.hang_up {
@@ -249,7 +283,7 @@ fn converse<S: Read + Write>(path: &mut Path<S>, world: &World, shipment: &Shipm
     let (awaiting, seal) = sending.seal(&roots, &statement)?;
     path.send(Kind::Seal, &(lies.seal)(seal.clone()))?;
     let acknowledgement = awaiting.acknowledgement(path.expect(Kind::Acknowledgement)?, &context)?.bytes().to_vec();
-    Ok(Delivered { terms: sealed.terms, wrap: sealed.wrap, seal, acknowledgement })
+    Ok(Delivered { terms: sealed.terms.clone(), wrap: sealed.wrap.clone(), seal, acknowledgement })
 }
 
 /// Terms, wrap and keys of one encryption.
@@ -312,9 +346,20 @@ impl World {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         thread::scope(|scope| {
             let server = scope.spawn(|| serve(theirs, self, shipment, lies));
-            let held = receive(ours, &shipment.confirmation, &self.us, &mut |_, _| Ok(()));
+            let held = receive(ours, &shipment.confirmation, 7, &self.us, &mut |_| Ok(()));
             (held, server.join().expect("the server's thread"))
         })
+    }
+
+    /// Seals a shipment once, as its server would.
+    pub(crate) fn prepare(&self, shipment: &Shipment) -> Arc<Prepared> {
+        let enrolment = self.us.vault.enrolment().expect("enrolled");
+        let public = enrolment.certified.sealing().and_then(|s| s.get(shipment.suite.kem)).expect("a sealing key");
+        let layout = Layout::of(shipment.format, &shipment.plaintext).expect("a layout");
+        let plain = plain_digest(&shipment.plaintext, &layout).expect("a digest");
+        let sealed = Sealed::prepare(self, shipment, self.id(), public, &plain).expect("sealed");
+        let (chunks, roots) = seal_all(&shipment.plaintext, &layout, &sealed.keys).expect("sealed");
+        Arc::new(Prepared { sealed, chunks, roots })
     }
 
     /// A delivery that goes well.

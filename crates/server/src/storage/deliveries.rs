@@ -21,6 +21,7 @@ fn delivery(row: &dyn Row) -> Result<Delivery> {
         kem: row.parsed("kem")?,
         sealing_key: row.bytes("sealing_key")?,
         release_secret: row.bytes("release_secret")?,
+        content_key: row.bytes("content_key")?,
         seal: row.bytes("seal")?,
         created_at: Time(row.number("created_at")?),
     })
@@ -31,8 +32,8 @@ impl Deliveries for Books {
         let new = delivery.clone();
         let record = move |tx: &dyn Tx| {
             tx.execute(
-                "INSERT INTO deliveries (terms_digest, order_id, terms, wrap, kem, sealing_key, release_secret, seal, seal_digest,
-                 created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                "INSERT INTO deliveries (terms_digest, order_id, terms, wrap, kem, sealing_key, release_secret, content_key, seal,
+                 seal_digest, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
                 values![
                     &Digest::of(&new.terms),
                     &new.order,
@@ -41,6 +42,7 @@ impl Deliveries for Books {
                     new.kem.as_str(),
                     &new.sealing_key,
                     &new.release_secret,
+                    &new.content_key,
                     &new.seal,
                     &Digest::of(&new.seal),
                     signed(new.created_at.0)?,

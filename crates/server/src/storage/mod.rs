@@ -11,6 +11,7 @@ mod deliveries;
 mod engine;
 mod ledger;
 mod orders;
+mod parcels;
 mod releases;
 mod sql;
 #[cfg(test)]
@@ -18,13 +19,14 @@ mod tests;
 
 pub use books::{Books, Location};
 
+use chipbound_session::Roots;
 use chipbound_wire::api::{AccountRole, Balance, OrderState};
 use chipbound_wire::suite::{Aead, Kem, KeyMode};
 use chipbound_wire::{AccountId, Amount, Digest, KeyId, OrderId, ProgramId, Result, Time};
 use std::future::Future;
 
 /// Everything that the server keeps. Every method can fail with [`chipbound_wire::Code::Database`].
-pub trait Repository: Accounts + Releases + Orders + Deliveries + Send + Sync + 'static {}
+pub trait Repository: Accounts + Releases + Orders + Deliveries + Parcels + Send + Sync + 'static {}
 
 /// An account as it is made.
 #[derive(Clone)]
@@ -145,6 +147,15 @@ pub struct CommonPackage {
     pub table_root: Digest,
     /// Bytes of the table.
     pub table_size: u64,
+}
+
+impl CommonPackage {
+    /// Roots and sizes together.
+    #[must_use]
+    pub fn roots(&self) -> Roots {
+        let Self { body_root, body_size, table_root, table_size, .. } = *self;
+        Roots { body_root, body_size, table_root, table_size }
+    }
 }
 
 /// What vendors published.
@@ -277,10 +288,58 @@ pub struct Delivery {
     pub sealing_key: Vec<u8>,
     /// The release secret, sealed at rest.
     pub release_secret: Vec<u8>,
+    /// The content key, sealed at rest.
+    pub content_key: Vec<u8>,
     /// The signed seal.
     pub seal: Vec<u8>,
     /// When.
     pub created_at: Time,
+}
+
+/// A package whose delivery may be cut short: what it takes to go on with the same bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoredParcel {
+    /// The order.
+    pub order: OrderId,
+    /// The signed terms.
+    pub terms: Vec<u8>,
+    /// The main wrap in CBOR.
+    pub wrap: Vec<u8>,
+    /// The mechanism of the wrap.
+    pub kem: Kem,
+    /// The processor's certified sealing key, to which the wrap went.
+    pub sealing_key: Vec<u8>,
+    /// The release secret, sealed at rest.
+    pub release_secret: Vec<u8>,
+    /// The content key, sealed at rest.
+    pub content_key: Vec<u8>,
+    /// Where the ciphertext lies that was made for this order; none where it is the release's common one, or not needed any more.
+    pub blob: Option<String>,
+    /// Over the ciphertext.
+    pub roots: Roots,
+    /// Until when it is kept.
+    pub until: Time,
+}
+
+impl StoredParcel {
+    /// The delivery of this parcel under a seal that is about to leave the server.
+    #[must_use]
+    pub fn sealed_by(&self, seal: Vec<u8>, created_at: Time) -> Delivery {
+        let Self { order, terms, wrap, kem, sealing_key, release_secret, content_key, .. } = self.clone();
+        Delivery { order, terms, wrap, kem, sealing_key, release_secret, content_key, seal, created_at }
+    }
+}
+
+/// Parcels whose delivery may be cut short. Each returns the names of the blobs to which nothing refers any more, or what it says.
+pub trait Parcels {
+    /// Keeps a parcel in the place of the order's earlier one. Beyond `most` bytes of bodies in all the oldest are forgotten.
+    fn keep_parcel(&self, parcel: &StoredParcel, most: u64) -> impl Future<Output = Result<Vec<String>>> + Send;
+    /// The order's parcel under the terms with that digest: as it was kept, or, of one that was sent whole, without a blob.
+    fn parcel(&self, order: OrderId, terms: Digest) -> impl Future<Output = Result<Option<StoredParcel>>> + Send;
+    /// Forgets the order's parcel, if there is one.
+    fn forget_parcel(&self, order: OrderId) -> impl Future<Output = Result<Vec<String>>> + Send;
+    /// Forgets parcels that are not kept any longer.
+    fn expire_parcels(&self, now: Time) -> impl Future<Output = Result<Vec<String>>> + Send;
 }
 
 /// What settles an order.

@@ -200,7 +200,8 @@ impl Releases for Books {
     }
 
     async fn blobs_in_use(&self) -> Result<Vec<String>> {
-        let list = "SELECT blob FROM releases UNION ALL SELECT blob FROM common_packages";
+        let list = "SELECT blob FROM releases UNION ALL SELECT blob FROM common_packages
+                    UNION ALL SELECT blob FROM parcels WHERE blob IS NOT NULL";
         self.read_long(move |books: &dyn Tx| all(books, list, &[], |row| row.text("blob"))).await
     }
 }

@@ -146,6 +146,14 @@ impl dyn Row + '_ {
         }
     }
 
+    pub(super) fn optional_text(&self, column: &str) -> Result<Option<String>> {
+        match self.cell(column)? {
+            Cell::Text(text) => Ok(Some(text.to_owned())),
+            Cell::Null => Ok(None),
+            _ => Err(unreadable()),
+        }
+    }
+
     pub(super) fn parsed<T: std::str::FromStr>(&self, column: &str) -> Result<T> {
         match self.cell(column)? {
             Cell::Text(text) => text.parse().map_err(|_| unreadable()),

@@ -116,7 +116,7 @@ impl Processor {
         path.send(Kind::Hello, &hello)?;
         let (state, ours) = state.server_exchange(path.expect(Kind::ServerExchange)?, &context)?;
         path.send(Kind::ProcessorExchange, &ours)?;
-        let (state, offer) = state.asked(path.expect(Kind::AskCapabilities)?, &context)?;
+        let (state, offer) = state.asked(path.expect(Kind::AskCapabilities)?, None, &context)?;
         path.send(Kind::Offer, &offer)?;
         let state = state.start(path.expect(Kind::Start)?, &context)?;
         let delivery = state.delivery();

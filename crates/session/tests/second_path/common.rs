@@ -123,6 +123,7 @@ impl World {
             session_wrap: wrap(session_key.kem, 2),
             layout: LAYOUT.to_vec(),
             plain_digest: Digest::of(LAYOUT),
+            from: 0,
         }
     }
 
@@ -187,7 +188,7 @@ fn processor_steps<S: Read + Write>(world: &World, path: &mut Path<S>, tamper: T
     path.send(Kind::Hello, &tamper(Kind::Hello, hello))?;
     let (state, exchange) = state.server_exchange(path.expect(Kind::ServerExchange)?, &context)?;
     path.send(Kind::ProcessorExchange, &tamper(Kind::ProcessorExchange, exchange))?;
-    let (state, offer) = state.asked(path.expect(Kind::AskCapabilities)?, &context)?;
+    let (state, offer) = state.asked(path.expect(Kind::AskCapabilities)?, None, &context)?;
     path.send(Kind::Offer, &tamper(Kind::Offer, offer))?;
     let state = state.start(path.expect(Kind::Start)?, &context)?;
     let body = Chunk::parse(path.expect(Kind::Chunk)?)?.bytes.to_vec();

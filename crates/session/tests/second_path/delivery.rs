@@ -52,6 +52,12 @@ fn terms_other_than_agreed_are_refused() {
 }
 
 #[test]
+fn a_body_that_begins_where_nobody_offered_is_refused() {
+    let world = World::new();
+    assert_both(deliver(&world, &honest, &start(|start| start.from = Some(1 << 18))), Code::OfferAltered);
+}
+
+#[test]
 fn terms_by_another_statement_key_than_the_exchange_named_are_refused() {
     let world = World::new();
     let second = world.pki.holder_of(&of_server(Role::ServerStatement));

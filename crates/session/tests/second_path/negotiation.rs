@@ -125,7 +125,7 @@ fn a_question_with_a_payload_is_refused() {
     let signer = world.processor.signer();
     let trust = world.pki.trust();
     let context = chipbound_session::Context { trust: &trust, now: crate::common::NOW, signer: &signer };
-    assert_eq!(state.asked(b"?", &context).expect_err("a payload").code, Code::Malformed);
+    assert_eq!(state.asked(b"?", None, &context).expect_err("a payload").code, Code::Malformed);
 }
 
 #[test]

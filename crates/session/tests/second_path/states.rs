@@ -3,7 +3,7 @@
 use crate::common::{NOW, PLAINTEXT, World, roots};
 use chipbound_session::{Channel, Context, processor, server};
 use chipbound_wire::certificate::Trust;
-use chipbound_wire::documents::Terms;
+use chipbound_wire::documents::{Kept, Terms};
 use chipbound_wire::signed::Signer;
 use chipbound_wire::{Code, Digest, SystemRandom};
 
@@ -40,7 +40,7 @@ fn a_whole_delivery_needs_neither_stream_nor_clock() {
     let (mine, theirs) = (world.processor.signer(), world.server.signer());
     let (mine, theirs) = (context(&trust, &mine), context(&trust, &theirs));
     let (client, serving) = processor_authenticated(&world);
-    let (client, offer) = client.asked(&[], &mine).expect("the question");
+    let (client, offer) = client.asked(&[], None, &mine).expect("the question");
     let serving = serving.offer(&offer, &theirs).expect("the offer");
     let choice = serving.choose(&world.policy, &world.manifest).expect("something in common");
     let terms = Terms { suite: choice.suite, format: choice.format, key_mode: choice.key_mode, ..world.terms.clone() };
@@ -88,7 +88,7 @@ fn a_server_does_not_start_what_its_processor_would_refuse() {
         let trust = world.pki.trust();
         let (mine, theirs) = (world.processor.signer(), world.server.signer());
         let (client, serving) = processor_authenticated(&world);
-        let (_, offer) = client.asked(&[], &context(&trust, &mine)).expect("the question");
+        let (_, offer) = client.asked(&[], None, &context(&trust, &mine)).expect("the question");
         let serving = serving.offer(&offer, &context(&trust, &theirs)).expect("the offer");
         let mut consignment = world.consignment(&world.terms, serving.session_key());
         bend(&world, &mut consignment);
@@ -102,7 +102,7 @@ fn a_seal_by_another_key_than_was_announced_is_not_even_made() {
     let trust = world.pki.trust();
     let (mine, theirs) = (world.processor.signer(), world.server.signer());
     let (client, serving) = processor_authenticated(&world);
-    let (_, offer) = client.asked(&[], &context(&trust, &mine)).expect("the question");
+    let (_, offer) = client.asked(&[], None, &context(&trust, &mine)).expect("the question");
     let serving = serving.offer(&offer, &context(&trust, &theirs)).expect("the offer");
     let consignment = world.consignment(&world.terms, serving.session_key());
     let (serving, _) = serving.start(consignment, &context(&trust, &theirs)).expect("our own terms");
@@ -134,7 +134,7 @@ fn random_bytes_in_place_of_any_message_are_refused_and_never_panic() {
         assert!(serving.processor_exchange(&noise, &theirs).is_err());
         let (client, serving) = processor_authenticated(&world);
         assert!(serving.offer(&noise, &theirs).is_err());
-        let (client, _) = client.asked(&[], &mine).expect("the question");
+        let (client, _) = client.asked(&[], None, &mine).expect("the question");
         assert!(client.start(&noise, &mine).is_err());
     }
 }
@@ -154,4 +154,28 @@ fn our_own_challenge_sent_back_is_no_challenge() {
     let serving = server::begin(&to_processor, world.purpose()).expect("the processor");
     let (_, exchange) = serving.hello(&hello, &theirs, &mut random()).expect("the hello");
     assert_eq!(client.server_exchange(&exchange, &mine).expect_err("reflected").code, Code::ExchangeMismatch);
+}
+
+#[test]
+fn a_delivery_goes_on_only_where_the_processor_offered_to_and_under_the_same_terms() {
+    let world = World::new();
+    let trust = world.pki.trust();
+    let (mine, theirs) = (world.processor.signer(), world.server.signer());
+    let (mine, theirs) = (context(&trust, &mine), context(&trust, &theirs));
+    let signed = world.statement.sign(&world.terms);
+    let kept = |terms: &[u8], bytes| Kept { terms: Digest::of(terms), bytes };
+    let go_on = |offered: Option<Kept>, from: u64| {
+        let (client, serving) = processor_authenticated(&world);
+        let (client, offer) = client.asked(&[], offered, &mine).expect("the question");
+        let serving = serving.offer(&offer, &theirs).expect("the offer");
+        assert_eq!(serving.kept(), offered);
+        let consignment = server::Consignment { terms: signed.clone(), from, ..world.consignment(&world.terms, serving.session_key()) };
+        serving.start(consignment, &theirs).and_then(|(_, start)| Ok(client.start(&start, &mine)?.from()))
+    };
+    assert_eq!(go_on(Some(kept(&signed, 1 << 20)), 1 << 20).expect("as offered"), 1 << 20);
+    assert_eq!(go_on(Some(kept(&signed, 1 << 20)), 0).expect("anew"), 0);
+    assert_eq!(go_on(None, 0).expect("anew"), 0);
+    for (offered, from) in [(None, 1 << 20), (Some(kept(&signed, 1 << 20)), 1 << 19), (Some(kept(b"other terms", 1 << 20)), 1 << 20)] {
+        assert_eq!(go_on(offered, from).expect_err("never offered").code, Code::OfferAltered);
+    }
 }

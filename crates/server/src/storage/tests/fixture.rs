@@ -142,6 +142,7 @@ impl Fixture {
             kem: Kem::XWing,
             sealing_key: vec![3],
             release_secret: vec![4],
+            content_key: vec![9],
             seal: vec![seal],
             created_at: NOW,
         };

@@ -1,9 +1,10 @@
 //! Accounts, releases, common packages, the ledger's own guards, the form of the database.
 
 use super::fixture::{BUYER, Fixture, NOW, OTHER, VENDOR, code, eur, release};
-use crate::storage::{Accounts, CommonPackage, NewAccount, Orders, PendingUpload, Releases, StoredRelease};
+use crate::storage::{Accounts, CommonPackage, NewAccount, Orders, Parcels, PendingUpload, Releases, StoredParcel, StoredRelease};
+use chipbound_session::Roots;
 use chipbound_wire::api::{AccountRole, OrderState};
-use chipbound_wire::suite::Aead;
+use chipbound_wire::suite::{Aead, Kem};
 use chipbound_wire::{AccountId, Code, Digest, OrderId};
 
 pub(super) async fn a_release_is_new_and_its_sequence_rises(books: Fixture) {
@@ -57,6 +58,46 @@ pub(super) async fn a_common_package_is_made_once(books: Fixture) {
     let found = books.repository.common_package(package(1).manifest, Aead::Aes256Gcm).await.expect("a query");
     assert_eq!(found, Some(package(1)));
     assert_eq!(books.repository.blobs_in_use().await.expect("blobs").len(), 2);
+}
+
+fn parcel(order: u8, terms: u8, body_size: u64) -> StoredParcel {
+    StoredParcel {
+        order: OrderId([order; 16]),
+        terms: vec![terms],
+        wrap: vec![1],
+        kem: Kem::XWing,
+        sealing_key: vec![2],
+        release_secret: vec![3],
+        content_key: vec![4],
+        blob: Some(format!("order/{order}-{terms}")),
+        roots: Roots { body_root: Digest([5; 32]), body_size, table_root: Digest([6; 32]), table_size: 7 },
+        until: NOW.after(u64::from(order)),
+    }
+}
+
+pub(super) async fn a_parcel_is_kept_for_its_terms_until_it_is_forgotten_replaced_late_or_without_room(books: Fixture) {
+    for order in 1..=4 {
+        books.place(order, &format!("key {order}"), b"p").await.expect("an order");
+    }
+    let (repository, none) = (&books.repository, Vec::<String>::new());
+    assert_eq!(repository.keep_parcel(&parcel(1, 1, 10), 100).await.expect("kept"), none);
+    let found = |order: u8, terms: u8| repository.parcel(OrderId([order; 16]), Digest::of(&[terms]));
+    assert!(found(1, 1).await.expect("a query") == Some(parcel(1, 1, 10)));
+    assert!(found(1, 2).await.expect("a query").is_none() && found(2, 1).await.expect("a query").is_none(), "of others nothing");
+    assert_eq!(repository.keep_parcel(&parcel(1, 2, 10), 100).await.expect("replaced"), ["order/1-1"]);
+    assert!(found(1, 1).await.expect("a query").is_none());
+    assert!(repository.blobs_in_use().await.expect("blobs").contains(&"order/1-2".to_owned()));
+    // A common one has no ciphertext of its own, and takes no room.
+    let common = StoredParcel { blob: None, ..parcel(2, 1, 1000) };
+    assert_eq!(repository.keep_parcel(&common, 100).await.expect("kept"), none);
+    assert!(found(2, 1).await.expect("a query") == Some(common));
+    assert_eq!(repository.keep_parcel(&parcel(3, 1, 95), 100).await.expect("kept"), ["order/1-2"], "the oldest goes first");
+    assert_eq!(repository.forget_parcel(OrderId([3; 16])).await.expect("forgotten"), ["order/3-1"]);
+    assert_eq!(repository.forget_parcel(OrderId([3; 16])).await.expect("nothing is there"), none);
+    assert_eq!(repository.keep_parcel(&parcel(4, 1, 1), 100).await.expect("kept"), none);
+    assert_eq!(repository.expire_parcels(NOW.after(3)).await.expect("the common one"), none);
+    assert!(found(2, 1).await.expect("a query").is_none() && found(4, 1).await.expect("a query").is_some());
+    assert_eq!(repository.expire_parcels(NOW.after(5)).await.expect("the last"), ["order/4-1"]);
 }
 
 pub(super) async fn the_ledger_only_grows_and_takes_no_entry_that_does_not_balance(books: Fixture) {
