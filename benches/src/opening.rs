@@ -7,7 +7,7 @@ use chipbound_sealing::{AT_ONCE, ContentKey, Layout, Package, PackageReader, Pag
 use chipbound_wire::bounded::Bytes;
 use chipbound_wire::documents::{PackageDocuments, Seal, Wrap};
 use chipbound_wire::limits::{MAX_CHUNK, TAG};
-use chipbound_wire::suite::{Aead, Format, Kem};
+use chipbound_wire::suite::{Aead, Kem, Profile};
 use chipbound_wire::{Digest, SystemRandom};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::File;
@@ -137,7 +137,7 @@ impl Sealed {
     /// A program of `size` bytes with one executable segment behind its first page.
     fn new(aead: Aead, size: usize) -> Outcome<Self> {
         let mut bytes = headers(size);
-        let layout = Layout::of(Format::ElfX8664, &bytes)?;
+        let layout = Layout::of(Profile::Code, &bytes)?;
         let digest = plain_digest(&bytes, &layout)?;
         let keys = PageKeys::derive(&ContentKey::generate(&mut SystemRandom), &Digest([1; 32]), &digest, aead, layout.format());
         let mut tags = Vec::new();

@@ -9,7 +9,9 @@ mod outcome;
 mod runs;
 mod shop;
 mod table;
+mod variants;
 
+use chipbound_wire::suite::{Mapping, Profile};
 use clap::{Parser, ValueEnum};
 use outcome::{Report, Verdict};
 use std::path::PathBuf;
@@ -32,7 +34,7 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 #[derive(Parser)]
 #[command(
     name = "./soak",
-    after_help = "Examples:\n  ./soak corpus\n  ./soak corpus --only git,python3\n\nPrograms and their arguments are listed in benches/soak/corpus.toml; a package or a call more is a line more there."
+    after_help = "Examples:\n  ./soak corpus\n  ./soak corpus --only git,python3\n  ./soak corpus --mapping anonymous\n\nPrograms and their arguments are listed in benches/soak/corpus.toml; a package or a call more is a line more there."
 )]
 struct Options {
     /// What to run.
@@ -47,7 +49,13 @@ struct Options {
     /// Seconds that one run of one program may take
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// A word more for each `chipbound run`, once for each, such as --run-option=--mapping --run-option=anonymous
+    /// Publish every program with this protection profile
+    #[arg(long)]
+    profile: Option<Profile>,
+    /// Run every program in this way of mapping; none is started directly then
+    #[arg(long)]
+    mapping: Option<Mapping>,
+    /// A word more for each `chipbound run`, once for each
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     run_option: Vec<String>,
     /// A word more for each `chipbound publish`, once for each
@@ -56,12 +64,34 @@ struct Options {
     /// The list of programs
     #[arg(long, value_name = "FILE", default_value = "benches/soak/corpus.toml")]
     list: PathBuf,
-    /// Where the table of results is written; with --only and words more it is not
+    /// Where the results are written, with --profile and --mapping a paragraph of their own; with --only and words more they are not
     #[arg(long, value_name = "FILE", default_value = "docs/compatibility.md")]
     document: PathBuf,
     /// The command that starts programs [default: chipbound beside this program]
     #[arg(long, value_name = "FILE")]
     chipbound: Option<PathBuf>,
+}
+
+impl Options {
+    /// What is put into each `chipbound run`.
+    fn run_words(&self) -> Vec<String> {
+        let mapping = self.mapping.map(|mapping| ["--mapping".to_owned(), mapping.to_string()]);
+        mapping.into_iter().flatten().chain(self.run_option.clone()).collect()
+    }
+
+    /// What is put into each `chipbound publish`.
+    fn publish_words(&self) -> Vec<String> {
+        let profile = self.profile.map(|profile| ["--profile".to_owned(), profile.to_string()]);
+        profile.into_iter().flatten().chain(self.publish_option.clone()).collect()
+    }
+
+    /// What is forced; `None` where everything is as usual.
+    fn variant(&self) -> Option<String> {
+        let profile = self.profile.map(|profile| format!("--profile {profile}"));
+        let mapping = self.mapping.map(|mapping| format!("--mapping {mapping}"));
+        let words: Vec<_> = profile.into_iter().chain(mapping).collect();
+        if words.is_empty() { None } else { Some(words.join(" ")) }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -92,7 +122,7 @@ fn corpus(options: &Options) -> Outcome<bool> {
     let chipbound = options.chipbound.clone().map_or_else(beside, Ok)?.canonicalize()?;
     let folder = tempfile::Builder::new().prefix("chipbound-soak-").tempdir()?;
     end_on_signals()?;
-    let shop = shop::Shop::open(&chipbound, folder.path(), &options.run_option, &options.publish_option)?;
+    let shop = shop::Shop::open(&chipbound, folder.path(), &options.run_words(), &options.publish_words())?;
     let (next, reports) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..options.parallel.max(1) {
@@ -101,8 +131,7 @@ fn corpus(options: &Options) -> Outcome<bool> {
                     if ENDING.load(Ordering::Relaxed) {
                         return;
                     }
-                    let report =
-                        Report { program, kind: kind::of(program), verdict: runs::compare(program, &list, &shop, options.seconds) };
+                    let report = Report { program, kind: kind::of(program), verdict: runs::compare(program, &list, &shop, options) };
                     println!("{report}");
                     reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
                 }
@@ -111,12 +140,23 @@ fn corpus(options: &Options) -> Outcome<bool> {
     });
     let mut reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
     reports.sort_by(|a, b| (&a.program.package, &a.program.name).cmp(&(&b.program.package, &b.program.name)));
-    let as_always = [&options.only, &options.run_option, &options.publish_option].iter().all(|words| words.is_empty());
-    if as_always && reports.len() == programs.len() {
-        std::fs::write(&options.document, table::document(&reports))?;
+    let all = [&options.only, &options.run_option, &options.publish_option].iter().all(|words| words.is_empty());
+    if all && reports.len() == programs.len() {
+        write_down(options, &reports)?;
     }
     println!("{}", outcome::count(&reports));
     Ok(reports.len() == programs.len() && reports.iter().all(|r| matches!(r.verdict, Verdict::Equal | Verdict::Known { .. })))
+}
+
+/// Puts the results into the page, where they take the place of the last ones of the same way.
+fn write_down(options: &Options, reports: &[Report<'_>]) -> Outcome<()> {
+    let page = std::fs::read_to_string(&options.document).unwrap_or_default(); // The first run makes it.
+    let page = match options.variant() {
+        None => table::document(reports, &variants::kept(&page)),
+        Some(variant) => variants::with(&page, &variant, &variants::paragraph(&variant, &table::made(), reports))
+            .ok_or_else(|| failed(format!("{} has no results of the usual way yet", options.document.display())))?,
+    };
+    Ok(std::fs::write(&options.document, page)?)
 }
 
 fn end_on_signals() -> Outcome<()> {

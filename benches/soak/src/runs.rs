@@ -4,7 +4,7 @@ use crate::kind;
 use crate::list::{Call, List, PATH, Program};
 use crate::outcome::Verdict;
 use crate::shop::Shop;
-use crate::{Outcome, failed};
+use crate::{Options, Outcome, failed};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::fs::{self, File};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -28,8 +28,8 @@ struct Seen {
 }
 
 /// Publishes and buys the program, makes every call plain and protected, and says how they compare.
-pub(crate) fn compare(program: &Program, list: &List, shop: &Shop, seconds: u64) -> Verdict {
-    let verdict = Place::new(program, list, shop, seconds).and_then(|place| {
+pub(crate) fn compare(program: &Program, list: &List, shop: &Shop, options: &Options) -> Verdict {
+    let verdict = Place::new(program, list, shop, options).and_then(|place| {
         let verdict = place.compare(shop);
         fs::remove_dir_all(&place.folder)?;
         verdict
@@ -50,11 +50,13 @@ struct Place<'a> {
     original: PathBuf,
     /// The path of both.
     path: PathBuf,
+    /// Whether the package is started by its plain name as well.
+    directly: bool,
     limit: Duration,
 }
 
 impl<'a> Place<'a> {
-    fn new(program: &'a Program, list: &'a List, shop: &Shop, seconds: u64) -> Outcome<Self> {
+    fn new(program: &'a Program, list: &'a List, shop: &Shop, options: &Options) -> Outcome<Self> {
         let original = program.file()?;
         let name = Path::new(&program.name).file_name().ok_or_else(|| failed("a program without a name"))?;
         let folder = shop.folder.join(format!("place-{}-{}", program.package, name.display()));
@@ -72,7 +74,8 @@ impl<'a> Place<'a> {
         for (link, target) in &program.links {
             std::os::unix::fs::symlink(target, beside.join(link))?;
         }
-        Ok(Self { program, list, folder, original, path, limit: Duration::from_secs(seconds) })
+        let (directly, limit) = (options.mapping.is_none(), Duration::from_secs(options.seconds));
+        Ok(Self { program, list, folder, original, path, directly, limit })
     }
 
     fn compare(&self, shop: &Shop) -> Outcome<Verdict> {
@@ -104,7 +107,8 @@ impl<'a> Place<'a> {
             return Ok(Verdict::Unequal { difference: cut(&difference) });
         }
         // A package that was placed for it is started by its plain name as well.
-        if kind::interpreter(&self.path) != kind::interpreter(&self.original)
+        if self.directly
+            && kind::interpreter(&self.path) != kind::interpreter(&self.original)
             && let Some(difference) = protected(&|| Command::new(&self.path))?
         {
             return Ok(Verdict::Unequal { difference: cut(&format!("started directly: {difference}")) });

@@ -53,7 +53,7 @@ pub fn inspect(package: File, us: &Processor) -> Result<Response> {
     let opened = verify(package, us)?;
     let title = Text::cut(&format!("{} {}", opened.manifest.program, &*opened.manifest.version));
     let interpreter = opened.start.map(|record| Bytes::new(record.interpreter().to_vec())).transpose()?;
-    Ok(Response::Inspected { manifest: opened.manifest.digest(), title, interpreter })
+    Ok(Response::Inspected { manifest: opened.manifest.digest(), title, interpreter, profile: opened.manifest.profile })
 }
 
 fn read_refusal<F>(_: &OpenedPackage<F>, error: std::io::Error) -> Refusal {

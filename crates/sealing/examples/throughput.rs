@@ -9,7 +9,7 @@ use chipbound_wire::bounded::Bytes;
 use chipbound_wire::documents::{PackageDocuments, Seal, Terms, Wrap};
 use chipbound_wire::limits::{MAX_CHUNK, TAG};
 use chipbound_wire::messages::Chunk;
-use chipbound_wire::suite::{Aead, Format, Kem, KeyMode, Suite};
+use chipbound_wire::suite::{Aead, Format, Kem, KeyMode, Profile, Suite};
 use chipbound_wire::{AccountId, Digest, KeyId, OrderId, Result, SystemRandom};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ fn main() -> Result<()> {
     for aead in Aead::ALL {
         body("data", *aead, &Layout::data(SIZE as u64)?, &mut vec![0x5a; SIZE])?;
         let mut program = program();
-        let layout = Layout::of(Format::ElfX8664, &program)?;
+        let layout = Layout::of(Profile::Code, &program)?;
         body("program", *aead, &layout, &mut program)?;
     }
     Kem::ALL.iter().try_for_each(|kem| wraps(*kem))

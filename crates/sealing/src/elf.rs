@@ -1,5 +1,5 @@
-//! Which parts of an ELF program are sealed (source \[49\]\[65\]): the bytes of its executable segments, without the headers and
-//! tables that tools and the dynamic linker read from the file. Every field is an allegation.
+//! Which parts of an ELF program are sealed (source \[49\]\[65\]): the bytes of its executable segments, with constants those of all that
+//! nobody writes to, without the headers and tables that tools and the dynamic linker read from the file. Every field is an allegation.
 
 mod start;
 mod tables;
@@ -12,9 +12,9 @@ use chipbound_wire::suite::Format;
 use chipbound_wire::{Code, Refusal, Result};
 use object::elf::{
     DF_1_PIE, DT_FLAGS_1, DT_NEEDED, DT_NULL, DT_SONAME, Dyn64, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_X86_64, ET_DYN, ET_EXEC, EV_CURRENT,
-    FileHeader64, PF_X, PT_DYNAMIC, PT_GNU_PROPERTY, PT_INTERP, PT_LOAD, PT_NOTE, ProgramHeader64, SHF_EXECINSTR, SHT_DYNAMIC, SHT_DYNSYM,
-    SHT_FINI_ARRAY, SHT_GNU_HASH, SHT_GNU_VERDEF, SHT_GNU_VERNEED, SHT_GNU_VERSYM, SHT_HASH, SHT_INIT_ARRAY, SHT_NOBITS, SHT_NOTE,
-    SHT_PREINIT_ARRAY, SHT_REL, SHT_RELA, SHT_RELR, SHT_STRTAB, SHT_SYMTAB, SectionHeader64,
+    FileHeader64, PF_W, PF_X, PT_DYNAMIC, PT_GNU_PROPERTY, PT_INTERP, PT_LOAD, PT_NOTE, ProgramHeader64, SHF_EXECINSTR, SHT_DYNAMIC,
+    SHT_DYNSYM, SHT_FINI_ARRAY, SHT_GNU_HASH, SHT_GNU_VERDEF, SHT_GNU_VERNEED, SHT_GNU_VERSYM, SHT_HASH, SHT_INIT_ARRAY, SHT_NOBITS,
+    SHT_NOTE, SHT_PREINIT_ARRAY, SHT_REL, SHT_RELA, SHT_RELR, SHT_STRTAB, SHT_SYMTAB, SectionHeader64,
 };
 use object::{LittleEndian as LE, Pod, pod};
 
@@ -27,7 +27,7 @@ const MAX_TABLE: u64 = 16 * 1024 * 1024;
 /// A run of zeros between two plain tables is padding, and stays plain, where it is shorter than this, in bytes.
 const PADDING: u64 = 64;
 
-/// Tables that tools and the dynamic linker read; they stay plain inside an executable segment.
+/// Tables that tools and the dynamic linker read; they stay plain inside a sealed segment.
 const PLAIN_SECTIONS: [u32; 16] = [
     SHT_SYMTAB,
     SHT_STRTAB,
@@ -48,13 +48,11 @@ const PLAIN_SECTIONS: [u32; 16] = [
 ];
 
 /// The layout of a program; [`Code::UnsupportedProgram`] says what it is not.
-pub(crate) fn layout(file: &dyn ReadAt) -> Result<Layout> {
+pub(crate) fn layout(file: &dyn ReadAt, constants: bool) -> Result<Layout> {
     let elf = Elf::read(file)?;
     elf.check_program()?;
-    let executable = elf.executable()?;
-    let plain = elf.plain()?;
     let mut sealed = Vec::new();
-    for range in subtract(&executable, &plain) {
+    for range in subtract(&elf.sealable(constants)?, &elf.plain()?) {
         if !elf.is_padding(range)? {
             sealed.push(range);
         }
@@ -133,8 +131,10 @@ impl<'a> Elf<'a> {
         Ok(entries.take_while(|d| d.0 != u64::from(DT_NULL)).collect())
     }
 
-    /// The file ranges of the executable segments, in order, none of which may share bytes with another segment.
-    fn executable(&self) -> Result<Vec<Range>> {
+    /// The file ranges of the executable segments, and with `constants` of those that are not writable, in order, none of which may share
+    /// bytes with another segment.
+    fn sealable(&self, constants: bool) -> Result<Vec<Range>> {
+        let wanted = |flags: u32| flags & PF_X != 0 || (constants && flags & PF_W == 0);
         let mut loaded = Vec::new();
         for segment in self.of_type(PT_LOAD) {
             let range = Range { offset: segment.p_offset.get(LE), len: segment.p_filesz.get(LE) };
@@ -142,17 +142,17 @@ impl<'a> Elf<'a> {
                 return Err(unsupported("a segment reaches beyond the file"));
             }
             if range.len > 0 {
-                loaded.push((range, segment.p_flags.get(LE) & PF_X != 0));
+                loaded.push((range, wanted(segment.p_flags.get(LE))));
             }
         }
         loaded.sort_by_key(|(range, _)| range.offset);
         if loaded.windows(2).any(|w| w[0].0.end() > w[1].0.offset) {
             return Err(unsupported("two segments share bytes of the file"));
         }
-        Ok(loaded.into_iter().filter(|(_, executable)| *executable).map(|(range, _)| range).collect())
+        Ok(loaded.into_iter().filter(|(_, wanted)| *wanted).map(|(range, _)| range).collect())
     }
 
-    /// Everything that stays plain even inside an executable segment.
+    /// Everything that stays plain even inside a sealed segment.
     fn plain(&self) -> Result<Vec<Range>> {
         let header = &self.header;
         let mut plain =
@@ -161,12 +161,8 @@ impl<'a> Elf<'a> {
             plain.extend(self.of_type(kind).map(|s| Range { offset: s.p_offset.get(LE), len: s.p_filesz.get(LE) }));
         }
         let sections = self.sections()?;
-        if sections.is_empty() {
-            plain.extend(tables::of_dynamic(self)?);
-        } else {
-            plain.push(table(header.e_shoff.get(LE), sections.len(), size_of::<SectionHeader64<LE>>()));
-            plain.extend(plain_sections(&sections, self.file.size()));
-        }
+        plain.push(table(header.e_shoff.get(LE), sections.len(), size_of::<SectionHeader64<LE>>()));
+        plain.extend(plain_tables(&sections, tables::of_dynamic(self)?, self.file.size()));
         plain.retain(|range| range.len > 0 && within(range, self.file.size()));
         Ok(plain)
     }
@@ -207,9 +203,9 @@ impl<'a> Elf<'a> {
     }
 }
 
-/// What sections say stays plain: tables that hold no instructions, and the names of the sections; never what lies in an
-/// executable section.
-fn plain_sections(sections: &[SectionHeader64<LE>], file_size: u64) -> Vec<Range> {
+/// The tables of the dynamic linker, those that sections say hold no instructions, and the names of the sections; never what lies in
+/// an executable section.
+fn plain_tables(sections: &[SectionHeader64<LE>], dynamic: Vec<Range>, file_size: u64) -> Vec<Range> {
     let in_file = |s: &&SectionHeader64<LE>| s.sh_type.get(LE) != SHT_NOBITS;
     let range = |s: &SectionHeader64<LE>| Range { offset: s.sh_offset.get(LE), len: s.sh_size.get(LE) };
     let executable = |s: &&SectionHeader64<LE>| s.sh_flags.get(LE) & u64::from(SHF_EXECINSTR) != 0;
@@ -217,7 +213,8 @@ fn plain_sections(sections: &[SectionHeader64<LE>], file_size: u64) -> Vec<Range
         let all = sections.iter().filter(in_file).filter(wanted).map(range);
         all.filter(|r| r.len > 0 && within(r, file_size)).collect()
     };
-    let tables = ranges(&|s| !executable(s) && PLAIN_SECTIONS.contains(&s.sh_type.get(LE)));
+    let mut tables = ranges(&|s| !executable(s) && PLAIN_SECTIONS.contains(&s.sh_type.get(LE)));
+    tables.extend(dynamic.into_iter().filter(|r| r.len > 0 && within(r, file_size)));
     subtract(&tables, &ranges(&executable))
 }
 

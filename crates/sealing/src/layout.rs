@@ -4,7 +4,7 @@ use crate::elf;
 use crate::read_at::ReadAt;
 use chipbound_wire::bounded::{List, decode, encode};
 use chipbound_wire::limits::{DATA_CHUNK, MAX_CHUNK, MAX_LAYOUT, MAX_PROGRAM, PAGE, TAG};
-use chipbound_wire::suite::Format;
+use chipbound_wire::suite::{Format, Profile};
 use chipbound_wire::{Code, Refusal, Result};
 use minicbor::{Decode, Encode};
 
@@ -117,18 +117,19 @@ impl Layout {
     /// The layout for a file: executable segments of a supported ELF program (x86-64, source \[49\]), all of anything else, in
     /// chunks of 64 KiB (source \[63\]). Fails only where reading fails or the file is larger than [`MAX_PROGRAM`].
     pub fn detect(file: &dyn ReadAt) -> Result<Self> {
-        match elf::layout(file) {
+        match elf::layout(file, false) {
             Err(refusal) if refusal.code == Code::UnsupportedProgram => Self::data(file.size()),
             other => other,
         }
     }
 
-    /// The layout for a file in the format that its vendor chose; [`Code::UnsupportedProgram`] says why a file is no supported
+    /// The layout for a file with the profile that its vendor chose; [`Code::UnsupportedProgram`] says why a file is no supported
     /// program.
-    pub fn of(format: Format, file: &dyn ReadAt) -> Result<Self> {
-        match format {
-            Format::Data => Self::data(file.size()),
-            Format::ElfX8664 => elf::layout(file),
+    pub fn of(profile: Profile, file: &dyn ReadAt) -> Result<Self> {
+        match profile {
+            Profile::Whole => Self::data(file.size()),
+            Profile::Code => elf::layout(file, false),
+            Profile::CodeAndConstants => elf::layout(file, true),
         }
     }
 

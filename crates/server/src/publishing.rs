@@ -50,7 +50,7 @@ impl<R: Repository> Server<R> {
         if written.root != manifest.plain_root || written.size != manifest.plain_size {
             return Err(Refusal::new(Code::PlaintextMismatch, "the plaintext is not the one that the manifest names"));
         }
-        let (layout, plain_digest) = examine(self.blobs.read(&blob.name).await?, manifest.format).await?;
+        let (layout, plain_digest) = examine(self.blobs.read(&blob.name).await?, manifest.profile).await?;
         let release = StoredRelease {
             manifest: Digest::of(&pending.manifest),
             program: manifest.program,
@@ -93,15 +93,15 @@ fn check_manifest(manifest: &Verified<Manifest>) -> Result<()> {
         return bad("forbids itself: its minimum is above its own sequence number");
     }
     match (manifest.format, manifest.profile) {
-        (Format::Data, Profile::Whole) | (Format::ElfX8664, Profile::Code) => Ok(()),
+        (Format::Data, Profile::Whole) | (Format::ElfX8664, Profile::Code | Profile::CodeAndConstants) => Ok(()),
         (format, profile) => Err(Refusal::new(Code::NotSupported, format!("the profile {profile} for the format {format}"))),
     }
 }
 
-/// The layout in the vendor's format and the plain digest of the packages that will be made.
-async fn examine(file: File, format: Format) -> Result<(Layout, Digest)> {
+/// The layout with the vendor's profile and the plain digest of the packages that will be made.
+async fn examine(file: File, profile: Profile) -> Result<(Layout, Digest)> {
     let examined = tokio::task::spawn_blocking(move || {
-        let layout = Layout::of(format, &file)?;
+        let layout = Layout::of(profile, &file)?;
         let digest = plain_digest(&file, &layout)?;
         Ok((layout, digest))
     });

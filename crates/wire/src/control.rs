@@ -8,7 +8,7 @@ use crate::ids::{Digest, KeyId, OrderId, ProgramId, Time};
 pub use crate::limits::MAX_CONTROL;
 use crate::limits::{MAX_DOCUMENT, MAX_INTERPRETER, MAX_NAME, MAX_TEXT, MAX_WAITING, MAX_WITH};
 use crate::messages::Abort;
-use crate::suite::{Class, Mapping};
+use crate::suite::{Class, Mapping, Profile};
 use minicbor::{Decode, Encode};
 
 /// What a client asks. One connection carries one conversation.
@@ -247,6 +247,9 @@ pub enum Response {
         /// The interpreter that the package names; none where it can be started by `chipbound run` alone.
         #[n(2)]
         interpreter: Option<Bytes<MAX_INTERPRETER>>,
+        /// What of it is sealed, as its vendor chose.
+        #[n(3)]
+        profile: Profile,
     },
     /// Refused.
     #[n(8)]

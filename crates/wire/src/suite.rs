@@ -96,6 +96,8 @@ choices! {
         Whole = 1, "whole";
         /// Executable segments: the source's own profile.
         Code = 2, "code";
+        /// Read-only segments too: constants, strings, unwind tables; not what is written to at run time.
+        CodeAndConstants = 3, "code+constants";
     }
 }
 

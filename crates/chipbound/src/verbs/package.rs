@@ -94,12 +94,12 @@ async fn inspect(socket: PathBuf, output: &Output, package: &Path) -> Result<()>
     let opened = file(package)?;
     let parts = Package::read(&opened)?;
     match ask(socket, output, Request::Inspect { path: None }, vec![opened.into()]).await? {
-        Response::Inspected { manifest, title, .. } => {
+        Response::Inspected { manifest, title, profile, .. } => {
             // The processor has just verified these documents.
             let terms: Terms = read_claims(&parts.documents.terms)?;
             let (title, size, sealed) = (&*title, parts.layout.body_size(), parts.layout.sealed_bytes());
             let text = format!(
-                "{}: {title}, whole, can be opened by this processor\n{} of {}, {} sealed ({}, {} key)\norder {}\nmanifest {manifest}",
+                "{}: {title}, whole, can be opened by this processor\n{} of {}, {} sealed ({profile}; {}, {} key)\norder {}\nmanifest {manifest}",
                 package.display(),
                 terms.format,
                 bytes(size),
@@ -108,7 +108,7 @@ async fn inspect(socket: PathBuf, output: &Output, package: &Path) -> Result<()>
                 terms.key_mode,
                 terms.order
             );
-            let value = json!({ "package": package, "title": title, "manifest": manifest, "format": terms.format, "order": terms.order,
+            let value = json!({ "package": package, "title": title, "manifest": manifest, "format": terms.format, "profile": profile, "order": terms.order,
                 "bytes": size, "sealed_bytes": sealed, "suite": terms.suite, "key_mode": terms.key_mode });
             output.result(text, &value);
             Ok(())

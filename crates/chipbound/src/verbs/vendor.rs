@@ -13,7 +13,7 @@ use chipbound_wire::bounded::{List, Text};
 use chipbound_wire::documents::Manifest;
 use chipbound_wire::signed::Signer;
 use chipbound_wire::suite::{Class, Format, KeyMode, LoaderVariables, Profile};
-use chipbound_wire::{Amount, ProgramId, Refusal, Result};
+use chipbound_wire::{Amount, Code, ProgramId, Refusal, Result};
 use clap::Subcommand;
 use serde_json::json;
 use std::fs::File;
@@ -76,6 +76,9 @@ pub struct Publish {
     /// data or elf; found out from the file without it
     #[arg(long, value_parser = format)]
     format: Option<Format>,
+    /// What of a program is sealed: code, or code+constants, which is all that nobody writes to while it runs [default: code]
+    #[arg(long, value_name = "PROFILE")]
+    profile: Option<Profile>,
     /// A class of key store that may open it, once for each; software only where you name it
     #[arg(long, value_name = "CLASS", required = true)]
     class: Vec<Class>,
@@ -172,12 +175,12 @@ pub async fn publish(arguments: Publish, common: &Common, output: &Output) -> Re
 
 async fn manifest(arguments: &Publish, program: ProgramId, next: u64, file: &File) -> Result<Manifest> {
     let read = file.try_clone().map_err(|e| Refusal::io(arguments.file.display(), e))?;
-    let told = arguments.format;
+    let (format, profile) = (arguments.format, arguments.profile);
     let what = arguments.file.display().to_string();
-    let (format, plain_root, plain_size) = blocking(move || {
-        let layout = told.map_or_else(|| Layout::detect(&read), |format| Layout::of(format, &read))?;
+    let (layout, profile, plain_root, plain_size) = blocking(move || {
+        let (layout, profile) = sealed(format, profile, &read)?;
         let (root, size) = plain_root(read).map_err(|e| Refusal::io(what, e))?;
-        Ok((layout.format(), root, size))
+        Ok((layout, profile, root, size))
     })
     .await?;
     let readers = arguments.reader.iter().map(|reader| reader_id(reader, &program)).collect::<Result<Vec<_>>>()?;
@@ -186,10 +189,10 @@ async fn manifest(arguments: &Publish, program: ProgramId, next: u64, file: &Fil
         program,
         version: Text::new(arguments.version.as_str())?,
         sequence: arguments.sequence.unwrap_or(next),
-        format,
+        format: layout.format(),
         plain_root,
         plain_size,
-        profile: if format == Format::ElfX8664 { Profile::Code } else { Profile::Whole },
+        profile,
         loader_variables: arguments.loader_variables,
         classes: List::new(arguments.class.clone())?,
         open_to_file: arguments.open_to_file,
@@ -197,6 +200,23 @@ async fn manifest(arguments: &Publish, program: ProgramId, next: u64, file: &Fil
         key_modes: List::new(key_modes)?,
         readers: if readers.is_empty() { None } else { Some(List::new(readers)?) },
     })
+}
+
+/// What of the file is sealed, in the format and with the profile that the vendor says; a file of neither is what it looks like.
+fn sealed(format: Option<Format>, profile: Option<Profile>, file: &File) -> Result<(Layout, Profile)> {
+    let profile = match (format, profile) {
+        (Some(Format::Data), None) => Profile::Whole,
+        (Some(Format::ElfX8664), None) => Profile::Code,
+        (None, None) => match Layout::detect(file)?.format() {
+            Format::Data => Profile::Whole,
+            Format::ElfX8664 => Profile::Code,
+        },
+        (Some(format), Some(profile)) if (format == Format::Data) != (profile == Profile::Whole) => {
+            return Err(Refusal::new(Code::NotSupported, format!("the profile {profile} for the format {format}")));
+        }
+        (_, Some(profile)) => profile,
+    };
+    Ok((Layout::of(profile, file)?, profile))
 }
 
 /// A program by its whole id, or one of the same vendor as `program` by its name.

@@ -57,12 +57,12 @@ pub(crate) fn left(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-/// Publishes `program`, buys it in both key modes and makes each call plain and protected.
+/// Publishes `program` with each profile, buys one in direct mode and the other in common mode, and makes each call plain and protected.
 #[track_caller]
 pub(crate) fn same_as_plain(world: &World, suite: &str, program: &Path, calls: &[Call<'_>]) {
     let name = program.file_name().unwrap().to_str().unwrap();
-    world.publish(program, name, "1", &[]);
-    for mode in ["direct", "common"] {
+    for (mode, profile) in [("direct", "code"), ("common", "code+constants")] {
+        world.publish(program, name, profile, &["--profile", profile]);
         let copy = format!("{name}-{mode}");
         let bought = json_lines(&good(world.ada(&["--json", "buy", name, "--again", "--key-mode", mode, "-o", &copy])));
         let chosen = bought.last().unwrap()["chosen"].as_str().unwrap();

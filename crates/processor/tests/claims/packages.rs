@@ -5,7 +5,7 @@ use chipbound_sealing::{Layout, Package, ReadAt};
 use chipbound_trusted_core::open_package;
 use chipbound_wire::bounded::encode;
 use chipbound_wire::documents::PackageDocuments;
-use chipbound_wire::suite::Format;
+use chipbound_wire::suite::{Format, Profile};
 use chipbound_wire::{Code, Result, Time};
 use object::{Object, ObjectSection};
 
@@ -36,7 +36,7 @@ fn a_program_package_opens_to_the_vendors_program() {
 fn a_changed_byte_in_any_plain_part_is_refused_by_name() {
     let world = World::new();
     let (plain, package) = program(&world);
-    let layout = Layout::of(Format::ElfX8664, &plain).expect("a layout");
+    let layout = Layout::of(Profile::Code, &plain).expect("a layout");
     let sealed = |at: u64| layout.sealed().iter().any(|r| (r.offset..r.end()).contains(&at));
     let file = object::File::parse(&plain[..]).expect("an ELF file");
     let mut places: Vec<(String, u64)> = vec![

@@ -93,7 +93,7 @@ fn what_was_changed_on_the_disk_is_thrown_away_by_name() {
         std::fs::write(&path, bytes).expect("written");
     };
     let table = |world: &World, shipment: &Shipment| {
-        let layout = chipbound_sealing::Layout::of(shipment.format, &shipment.plaintext).expect("a layout");
+        let layout = chipbound_sealing::Layout::of(shipment.profile, &shipment.plaintext).expect("a layout");
         flip(spooled(world, "delivery"), shipment.plaintext.len() + layout.encode().len() + 3);
     };
     let claim_more = |world: &World, _: &Shipment| {

@@ -122,6 +122,7 @@ pub(crate) struct Shipment {
     pub(crate) confirmation: Vec<u8>,
     pub(crate) plaintext: Vec<u8>,
     pub(crate) format: Format,
+    pub(crate) profile: Profile,
     pub(crate) key_mode: KeyMode,
     pub(crate) suite: Suite,
     pub(crate) secret: ReleaseSecret,
@@ -148,6 +149,7 @@ impl World {
             manifest: signed,
             plaintext: plaintext.to_vec(),
             format: layout.format(),
+            profile: manifest.profile,
             key_mode: KeyMode::Direct,
             suite: X_WING,
             secret: ReleaseSecret::generate(&mut SystemRandom),
@@ -242,7 +244,7 @@ fn converse<S: Read + Write>(path: &mut Path<S>, world: &World, shipment: &Shipm
     negotiating.choose(&Policy { suites: vec![shipment.suite], key_modes: vec![shipment.key_mode] }, &manifest)?;
 
     let plaintext = lies.program.as_ref().unwrap_or(&shipment.plaintext);
-    let layout = Layout::of(shipment.format, plaintext)?;
+    let layout = Layout::of(shipment.profile, plaintext)?;
     let plain = plain_digest(plaintext, &layout)?;
     let prepared = match &lies.prepared {
         Some(prepared) => Arc::clone(prepared),
@@ -355,7 +357,7 @@ impl World {
     pub(crate) fn prepare(&self, shipment: &Shipment) -> Arc<Prepared> {
         let enrolment = self.us.vault.enrolment().expect("enrolled");
         let public = enrolment.certified.sealing().and_then(|s| s.get(shipment.suite.kem)).expect("a sealing key");
-        let layout = Layout::of(shipment.format, &shipment.plaintext).expect("a layout");
+        let layout = Layout::of(shipment.profile, &shipment.plaintext).expect("a layout");
         let plain = plain_digest(&shipment.plaintext, &layout).expect("a digest");
         let sealed = Sealed::prepare(self, shipment, self.id(), public, &plain).expect("sealed");
         let (chunks, roots) = seal_all(&shipment.plaintext, &layout, &sealed.keys).expect("sealed");

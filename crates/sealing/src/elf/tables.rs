@@ -1,4 +1,4 @@
-//! Where a file without section headers keeps the tables of the dynamic linker: what its dynamic section names. Sizes that the
+//! Where a file keeps the tables of the dynamic linker, whatever its section headers say: what its dynamic section names. Sizes that the
 //! dynamic section does not give are found by walking the tables; what cannot be walked is sealed like code.
 
 use super::{Elf, Range, bytes, table};

@@ -1,11 +1,11 @@
 //! Whatever is changed in a package is refused by name (A9, A10, A15).
 
-use crate::common::{Sealed, documents, keys, seal, seal_with};
+use crate::common::{Sealed, documents, keys, seal, seal_by, seal_with};
 use crate::programs::{build, random};
 use chipbound_sealing::{CHUNK_STEP, ContentKey, Layout, Opener, Package, PackageReader, PageKeys, ReadAt, Sealer, plain_digest};
 use chipbound_wire::limits::{MAX_CHUNK, PAGE, TAG};
 use chipbound_wire::messages::Chunk;
-use chipbound_wire::suite::{Aead, Format};
+use chipbound_wire::suite::{Aead, Format, Profile};
 use chipbound_wire::{Code, Digest, Refusal, Result, SystemRandom};
 use std::cell::Cell;
 
@@ -181,6 +181,16 @@ fn another_layout_over_the_same_body_is_refused() {
     let mut bad = good.clone();
     bad.layout = Layout::decode(&encoded).expect("of the right form");
     assert_eq!(refusals(&bad, &good), [Code::PlainPartsAltered; 2]);
+}
+
+#[test]
+fn an_altered_constant_is_refused() {
+    let plain = build("altered-constant", &[]);
+    let good = seal_by(&plain, Layout::of(Profile::CodeAndConstants, &plain).expect("a layout"), Aead::Aes256Gcm);
+    let text = plain.windows(5).position(|window| window == b"%d %s").expect("the program's constant");
+    let mut bad = good.clone();
+    bad.body[text] ^= 1;
+    assert_eq!(refusals(&bad, &good), [Code::PageAltered; 2]);
 }
 
 #[test]

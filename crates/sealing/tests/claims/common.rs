@@ -20,7 +20,11 @@ pub(crate) struct Sealed {
 }
 
 pub(crate) fn seal(plain: &[u8], aead: Aead) -> Sealed {
-    let layout = Layout::detect(&plain).expect("a layout");
+    seal_by(plain, Layout::detect(&plain).expect("a layout"), aead)
+}
+
+/// Sealed by this layout, with keys of its own.
+pub(crate) fn seal_by(plain: &[u8], layout: Layout, aead: Aead) -> Sealed {
     let keys = keys(&layout, plain, aead);
     seal_with(plain, layout, keys)
 }

@@ -1,11 +1,11 @@
 //! Packages of real programs (source \[49\]\[65\]): they open to the same bytes, stay ELF files, and show no executable byte.
 
-use crate::common::{Sealed, seal};
+use crate::common::{Sealed, seal, seal_by};
 use chipbound_sealing::{Layout, Package, PackageReader, ReadAt};
 use chipbound_wire::Code;
-use chipbound_wire::suite::{Aead, Format};
+use chipbound_wire::suite::{Aead, Format, Profile};
 use object::LittleEndian as LE;
-use object::elf::{FileHeader64, SHF_EXECINSTR, SHT_NOBITS};
+use object::elf::{FileHeader64, SHF_ALLOC, SHF_EXECINSTR, SHF_WRITE, SHT_NOBITS, SHT_PROGBITS};
 use object::read::elf::FileHeader;
 use std::path::PathBuf;
 use std::process::Command;
@@ -36,11 +36,14 @@ void _start(void) { __asm__ volatile("syscall" :: "a"(231), "D"(numbers[1] - 1))
 #else
 #include <stdio.h>
 #include <stdlib.h>
+#ifndef TEXT
+#define TEXT "%d %s\n"
+#endif
 static int numbers[64] = {3, 1, 2};
 static int compare(const void *a, const void *b) { return *(const int *)a - *(const int *)b; }
 __attribute__((constructor)) static void early(void) { numbers[3] = 9; }
 int exported(int n) { qsort(numbers, 64, sizeof *numbers, compare); return numbers[63] + n; }
-int main(int argc, char **argv) { printf("%d %s\n", exported(argc), argv[0]); return 0; }
+int main(int argc, char **argv) { printf(TEXT, exported(argc), argv[0]); return 0; }
 #endif
 "#;
 
@@ -101,20 +104,29 @@ fn gold() -> Option<(&'static str, &'static [&'static str])> {
     std::fs::exists("/usr/bin/ld.gold").unwrap_or(false).then_some(("gold", &["-fuse-ld=gold"]))
 }
 
-fn sealed_program(name: &str, plain: &[u8]) -> Sealed {
-    let sealed = seal(plain, Aead::Aes256Gcm);
-    assert_eq!(sealed.layout.format(), Format::ElfX8664, "{name}: {:?}", Layout::of(Format::ElfX8664, &plain));
-    sealed
+/// Every program, sealed with each profile of programs.
+fn sealed_programs() -> impl Iterator<Item = (String, Vec<u8>, Profile, Sealed)> {
+    programs().into_iter().flat_map(|(name, plain)| {
+        [Profile::Code, Profile::CodeAndConstants].map(|profile| {
+            let sealed = sealed_program(&name, &plain, profile, Aead::Aes256Gcm);
+            (name.clone(), plain.clone(), profile, sealed)
+        })
+    })
+}
+
+fn sealed_program(name: &str, plain: &[u8], profile: Profile, aead: Aead) -> Sealed {
+    let layout = Layout::of(profile, &plain).unwrap_or_else(|refusal| panic!("{name} {profile}: {refusal}"));
+    assert_eq!(layout.format(), Format::ElfX8664);
+    seal_by(plain, layout, aead)
 }
 
 #[test]
 fn programs_of_every_kind_open_to_the_same_bytes_with_both_ciphers() {
-    for (name, plain) in programs() {
-        for aead in [Aead::Aes256Gcm, Aead::ChaCha20Poly1305] {
-            let sealed = seal(&plain, aead);
-            assert_eq!(sealed.layout.format(), Format::ElfX8664, "{name}: {:?}", Layout::of(Format::ElfX8664, &plain));
+    for (name, plain, profile, sealed) in sealed_programs() {
+        let with_chacha = sealed_program(&name, &plain, profile, Aead::ChaCha20Poly1305);
+        for sealed in [sealed, with_chacha] {
             let (opened, word) = sealed.open().expect("opens");
-            assert!(opened == plain, "{name}");
+            assert!(opened == plain, "{name} {profile}");
             assert_eq!(word.plain_root.0, *blake3::hash(&plain).as_bytes());
         }
     }
@@ -122,8 +134,7 @@ fn programs_of_every_kind_open_to_the_same_bytes_with_both_ciphers() {
 
 #[test]
 fn a_package_reader_gives_any_part_of_a_program() {
-    for (name, plain) in programs() {
-        let sealed = sealed_program(&name, &plain);
+    for (name, plain, _, sealed) in sealed_programs() {
         let file = sealed.file();
         let reader = PackageReader::new(&file, Package::read(&file).expect("a package"), &sealed.keys, &sealed.seal()).expect("verified");
         let mut state = 1;
@@ -142,11 +153,11 @@ fn a_package_reader_gives_any_part_of_a_program() {
 
 #[test]
 fn readelf_still_reads_the_headers_and_tables_of_a_package() {
-    for (name, plain) in programs() {
-        let file = sealed_program(&name, &plain).file();
+    for (name, plain, profile, sealed) in sealed_programs() {
+        let file = sealed.file();
         let name = name.rsplit('/').next().expect("a name");
         let options: &[&str] = if name.ends_with("no-sections") { &["-hdrnWD", "--dyn-syms"] } else { &["-hSdrVnW", "--dyn-syms"] };
-        assert_eq!(readelf(options, name, &file), readelf(options, name, &plain), "{name}");
+        assert_eq!(readelf(options, name, &file), readelf(options, name, &plain), "{name} {profile}");
         let segments = |bytes| readelf(&["-lW"], name, bytes);
         assert_eq!(segments(&file), segments(&plain).replace("R E 0x", "R   0x").replace("RWE 0x", "RW  0x"), "{name}");
     }
@@ -154,10 +165,10 @@ fn readelf_still_reads_the_headers_and_tables_of_a_package() {
 
 #[test]
 fn ldd_still_reads_a_package() {
-    let dynamic: Vec<_> = programs().into_iter().filter(|(name, _)| !name.contains("static") && !name.contains("writable")).collect();
-    assert!(dynamic.len() > 5);
-    for (name, plain) in dynamic {
-        let file = sealed_program(&name, &plain).file();
+    let dynamic: Vec<_> = sealed_programs().filter(|(name, ..)| !name.contains("static") && !name.contains("writable")).collect();
+    assert!(dynamic.len() > 10);
+    for (name, plain, profile, sealed) in dynamic {
+        let file = sealed.file();
         let libraries = |bytes: &[u8]| {
             let folder = tempfile::tempdir().expect("a folder");
             let output = Command::new("ldd").arg(executable(&folder, "program", bytes)).output().expect("ldd");
@@ -165,14 +176,13 @@ fn ldd_still_reads_a_package() {
             // Addresses differ from run to run.
             text.lines().map(|l| l.split(" (0x").next().unwrap_or(l).to_owned()).collect::<Vec<_>>()
         };
-        assert_eq!(libraries(&file), libraries(&plain), "{name}");
+        assert_eq!(libraries(&file), libraries(&plain), "{name} {profile}");
     }
 }
 
 #[test]
 fn every_byte_of_every_executable_section_is_sealed() {
-    for (name, plain) in programs().into_iter().filter(|(name, _)| !name.ends_with("no-sections")) {
-        let layout = sealed_program(&name, &plain).layout;
+    for (name, plain, _, Sealed { layout, .. }) in sealed_programs().filter(|(name, ..)| !name.ends_with("no-sections")) {
         let header = FileHeader64::<LE>::parse(&*plain).expect("ELF");
         let mut bytes = 0;
         for section in header.section_headers(LE, &*plain).expect("sections") {
@@ -188,9 +198,43 @@ fn every_byte_of_every_executable_section_is_sealed() {
 }
 
 #[test]
+fn with_constants_every_byte_that_nobody_writes_to_is_sealed_but_tables_and_notes() {
+    for (name, plain) in programs().into_iter().filter(|(name, _)| !name.ends_with("no-sections")) {
+        let layout = Layout::of(Profile::CodeAndConstants, &plain).expect("a program");
+        let header = FileHeader64::<LE>::parse(&*plain).expect("ELF");
+        let sections = header.sections(LE, &*plain).expect("sections");
+        let mut constants = 0;
+        for section in sections.iter() {
+            let (start, end) = (section.sh_offset.get(LE), section.sh_offset.get(LE) + section.sh_size.get(LE));
+            let flags = section.sh_flags.get(LE) & u64::from(SHF_ALLOC | SHF_WRITE | SHF_EXECINSTR);
+            let named = sections.section_name(LE, section).expect("a name");
+            if flags == u64::from(SHF_ALLOC) && section.sh_type.get(LE) == SHT_PROGBITS && named != b".interp" && start < end {
+                assert!(layout.sealed().iter().any(|r| r.offset <= start && end <= r.end()), "{name}: {start:#x}..{end:#x}");
+                constants += end - start;
+            }
+        }
+        let code = Layout::of(Profile::Code, &plain).expect("a program");
+        assert!(code.patches() == layout.patches() && constants > 8, "{name}");
+        assert!(code.sealed_bytes() <= layout.sealed_bytes(), "{name}");
+    }
+}
+
+#[test]
+fn a_constant_is_in_the_package_with_the_profile_code_and_not_with_constants() {
+    let secret = b"printed as \"%d %s\"";
+    for (name, options) in BUILDS.into_iter().filter(|(name, _)| *name != "writable-text") {
+        let plain = build(name, &[options, &["-DTEXT=\"printed as \\\"%d %s\\\"\\n\""]].concat());
+        let shows = |bytes: &[u8]| bytes.windows(secret.len()).any(|window| window == secret);
+        let sealed = |profile| sealed_program(name, &plain, profile, Aead::Aes256Gcm).body;
+        assert!(shows(&plain) && !shows(&sealed(Profile::CodeAndConstants)), "{name}");
+        let in_code = name.contains("one-segment") || options.iter().any(|option| option.contains("noseparate-code"));
+        assert_eq!(shows(&sealed(Profile::Code)), !in_code, "{name}: constants in an executable segment are sealed anyway");
+    }
+}
+
+#[test]
 fn sealed_bytes_are_ciphertext_and_all_others_stay_but_for_the_execute_flags() {
-    for (name, plain) in programs() {
-        let sealed = sealed_program(&name, &plain);
+    for (name, plain, _, sealed) in sealed_programs() {
         let (mut at, mut expected) = (0, plain.clone());
         for patch in sealed.layout.patches() {
             assert_eq!(patch.original & 1, 1);
@@ -215,7 +259,7 @@ fn sealed_bytes_are_ciphertext_and_all_others_stay_but_for_the_execute_flags() {
 #[test]
 fn a_package_started_without_a_processor_runs_no_instruction() {
     let folder = tempfile::tempdir().expect("a folder");
-    let file = sealed_program("pie", &build("static-start", &["-static"])).file();
+    let file = sealed_program("pie", &build("static-start", &["-static"]), Profile::Code, Aead::Aes256Gcm).file();
     let output = Command::new(executable(&folder, "program", &file)).output().expect("started");
     use std::os::unix::process::ExitStatusExt;
     assert_eq!(output.status.signal(), Some(11), "{output:?}");
@@ -225,7 +269,7 @@ fn a_package_started_without_a_processor_runs_no_instruction() {
 #[test]
 fn what_is_no_supported_program_is_data_and_says_why() {
     let refused = |plain: &[u8], why: &str| {
-        let refusal = Layout::of(Format::ElfX8664, &plain).expect_err(why);
+        let refusal = Layout::of(Profile::Code, &plain).expect_err(why);
         assert_eq!(refusal.code, Code::UnsupportedProgram);
         assert!(refusal.detail.contains(why), "{refusal}");
         assert_eq!(Layout::detect(&plain).expect("data").format(), Format::Data);
@@ -271,7 +315,11 @@ fn hostile_headers_never_panic_and_give_sealable_layouts() {
             }
             for variant in [bad.clone(), without_sections(bad)] {
                 let layout = Layout::detect(&variant).expect("some layout");
-                assert_eq!(Layout::decode(&layout.encode()).expect("its own encoding"), layout);
+                let constants = Layout::of(Profile::CodeAndConstants, &variant);
+                assert!(constants.as_ref().err().is_none_or(|refusal| refusal.code == Code::UnsupportedProgram));
+                for layout in [&layout].into_iter().chain(&constants) {
+                    assert_eq!(Layout::decode(&layout.encode()).expect("its own encoding"), *layout);
+                }
                 if round % 100 == 0 {
                     assert!(seal(&variant, Aead::Aes256Gcm).open().expect("opens").0 == variant);
                 }
