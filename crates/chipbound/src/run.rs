@@ -142,7 +142,7 @@ fn attach(socket: &Path, wishes: &Wishes, name: &OsStr, taken: &Taken) -> Result
     let numbers = taken.numbers();
     let with = if numbers.is_empty() { None } else { Some(List::new(numbers)?) };
     let how = How { mapping: wishes.mapping, explain: wishes.explain };
-    let request = Request::Run { path: Bytes::new(whole.as_os_str().as_bytes().to_vec())?, how: Some(how), with };
+    let request = Request::Run { path: Bytes::new(whole.as_os_str().as_bytes().to_vec())?, how: Some(how), begun: None, with };
     let descriptors: Vec<_> = package.iter().map(AsFd::as_fd).chain(taken.packages()).collect();
     conversation.ask(&request, &descriptors)?;
     match conversation.answer_after(|_, _| ())? {

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use chipbound_interpreter::frame::{Answer, answer, run_head};
+use chipbound_interpreter::frame::{Answer, Begun, answer, run_head};
 use chipbound_wire::bounded::{Text, decode, encode};
 use chipbound_wire::control::{Request, Response};
 use chipbound_wire::messages::Abort;
@@ -52,10 +52,15 @@ fn through(line: &str, before: &[&OsStr], program: &[&str]) -> Output {
 #[test]
 fn the_launchers_frames_are_those_of_the_codec() {
     let path = b"/opt/app";
-    let frame = [run_head(path.len()).unwrap().as_slice(), path].concat();
-    assert_eq!(frame[..4], u32::try_from(frame.len() - 4).unwrap().to_be_bytes());
-    let Ok(Request::Run { path: decoded, .. }) = decode(&frame[4..]) else { panic!("{frame:?}") };
-    assert_eq!(decoded.to_vec(), path);
+    let one = [4].as_slice();
+    let tails = [(None, None), (Some(Begun::new(4, None)), Some(one)), (Some(Begun::new(4, Some(70_000))), Some(&[4, 70_000]))];
+    for (tail, own) in tails {
+        let tail = tail.as_ref().map_or(&[][..], Begun::bytes);
+        let frame = [run_head(path.len(), tail).unwrap().as_slice(), path, tail].concat();
+        assert_eq!(frame[..4], u32::try_from(frame.len() - 4).unwrap().to_be_bytes());
+        let Ok(Request::Run { path: decoded, how: None, begun, with: None }) = decode(&frame[4..]) else { panic!("{frame:?}") };
+        assert_eq!((&*decoded, begun.as_deref()), (&path[..], own));
+    }
     assert_eq!(answer(&encode(&Response::Ready)), Answer::Ready);
     for detail in [String::new(), "short".into(), "d".repeat(200), "d".repeat(900)] {
         let abort = Abort { code: Text::cut("busy"), detail: Text::cut(&detail) };

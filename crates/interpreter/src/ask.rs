@@ -1,6 +1,6 @@
 //! Asking the processor to attach to this process, which then execs the package (source paragraph 53).
 
-use crate::frame::{Answer, MAX_ANSWER, answer, run_head};
+use crate::frame::{Answer, Begun, MAX_ANSWER, answer, run_head};
 use crate::sys::{Descriptor, Errno, allow_tracer, connect, peer, send};
 
 /// Why the processor did not attach.
@@ -20,7 +20,8 @@ pub enum Refused<'a> {
 /// empty, and the rest. `package` is open where this user may read it. The answer's words are kept in `space`.
 ///
 /// When this returns, the next exec of the package is stopped before its first instruction and given its code. The connection
-/// stays open until that exec closes it.
+/// stays open until that exec closes it. Where the process has `begun` in the interpreter of the package, the processor can instead
+/// make it the program where it stands; then this does not return.
 ///
 /// # Errors
 /// See [`Refused`]; nothing stays open.
@@ -28,10 +29,12 @@ pub fn attach<'a>(
     socket: &[u8],
     path: [&[u8]; 3],
     package: Option<Descriptor>,
+    begun: bool,
     space: &'a mut [u8; MAX_ANSWER],
 ) -> Result<Descriptor, Refused<'a>> {
     let processor = connect(socket).map_err(Refused::Unreachable)?;
-    let asked = ask(processor, path, package, space);
+    let begun = begun.then(|| Begun::new(processor.number(), package.map(Descriptor::number)));
+    let asked = ask(processor, path, package, begun, space);
     if asked.is_err() {
         processor.close();
     }
@@ -42,14 +45,16 @@ fn ask<'a>(
     processor: Descriptor,
     path: [&[u8]; 3],
     package: Option<Descriptor>,
+    begun: Option<Begun>,
     space: &'a mut [u8; MAX_ANSWER],
 ) -> Result<(), Refused<'a>> {
     // Yama (ptrace_scope 1) lets only a tracer that was named here attach to a process that is not its child.
     peer(processor).and_then(allow_tracer).map_err(Refused::Lost)?;
     let length = path.iter().map(|part| part.len()).sum();
-    let head = run_head(length).ok_or(Refused::Lost(Errno::ENAMETOOLONG))?;
+    let tail = begun.as_ref().map_or(&[][..], Begun::bytes);
+    let head = run_head(length, tail).ok_or(Refused::Lost(Errno::ENAMETOOLONG))?;
     let [folder, between, name] = path;
-    send(processor, &[&head, folder, between, name], package).map_err(Refused::Lost)?;
+    send(processor, &[&head, folder, between, name, tail], package).map_err(Refused::Lost)?;
     let mut prefix = [0; 4];
     fill(processor, &mut prefix)?;
     let length = (u32::from_be_bytes(prefix) as usize).min(MAX_ANSWER);

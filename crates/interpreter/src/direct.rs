@@ -1,6 +1,7 @@
 //! Direct start: somebody executed a package, and the kernel started this program in its place, because the package's
-//! `PT_INTERP` names it. It has the processor attach and executes the package again; at that exec the processor puts the real
-//! dynamic linker, or none, in this program's place. Same process, two execs, no launcher in between.
+//! `PT_INTERP` names it. It asks the processor, which puts the real dynamic linker, or none, in this program's place: at once where
+//! nothing is promised against this user, else at another exec of the package, of which the processor is the tracer from its first
+//! instruction on. Same process, no launcher in between.
 
 use crate::ask::{Refused, attach};
 use crate::frame::MAX_ANSWER;
@@ -12,7 +13,7 @@ use core::ffi::CStr;
 
 /// The exit code when a program cannot be executed, as shells have it.
 pub const CANNOT_EXECUTE: u8 = 126;
-/// Set in the environment of the second exec. Whoever finds it in this program was let go by the processor before its exec; the
+/// Set in the environment of a second exec. Whoever finds it in this program was let go by the processor before its exec; the
 /// processor takes it out of the environment of a program that it starts.
 pub const MARK: &CStr = c"CHIPBOUND_STARTING=1";
 /// What [`MARK`] begins with.
@@ -20,7 +21,8 @@ pub const MARK_NAME: &str = "CHIPBOUND_STARTING=";
 /// The file that this process executes, whatever its path says by now.
 const SELF: &CStr = c"/proc/self/exe";
 
-/// From the kernel's start of this program to the package's second exec, or to a message and [`CANNOT_EXECUTE`].
+/// From the kernel's start of this program to the processor's taking over, to the package's second exec, or to a message and
+/// [`CANNOT_EXECUTE`].
 pub fn start(mut stack: Stack, slot: &Slot) -> ! {
     let mut link = PathBuffer::default();
     if let Ok(length) = read_link(SELF, link.spare()) {
@@ -47,7 +49,7 @@ pub fn start(mut stack: Stack, slot: &Slot) -> ! {
     let mut space = [0; MAX_ANSWER];
     // Open only where this user may read it; otherwise the processor opens the path itself.
     let file = open(SELF).ok();
-    if let Err(why) = attach(socket, [b"", b"", package.to_bytes()], file, &mut space) {
+    if let Err(why) = attach(socket, [b"", b"", package.to_bytes()], file, true, &mut space) {
         explain(why, socket, package);
     }
     let name = name(&stack, package);

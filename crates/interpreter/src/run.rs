@@ -50,7 +50,7 @@ fn become_program(stack: &Stack) -> Option<()> {
         Err(_) => return None,
     };
     let mut space = [0; MAX_ANSWER];
-    let asked = attach(socket.bytes(), [folder.bytes(), between, path.to_bytes()], file, &mut space);
+    let asked = attach(socket.bytes(), [folder.bytes(), between, path.to_bytes()], file, false, &mut space);
     let Ok(_open_until_exec) = asked else {
         if let Some(file) = file {
             file.close();

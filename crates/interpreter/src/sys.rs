@@ -2,6 +2,9 @@
 
 use core::ffi::CStr;
 
+#[cfg(target_arch = "aarch64")]
+#[path = "sys/aarch64.rs"]
+mod arch;
 #[cfg(target_arch = "x86_64")]
 #[path = "sys/x86_64.rs"]
 mod arch;
@@ -76,6 +79,12 @@ pub struct File {
 impl Descriptor {
     fn argument(self) -> usize {
         self.0 as isize as usize
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> i32 {
+        self.0
     }
 
     /// Closes it.
@@ -173,7 +182,7 @@ pub fn allow_tracer(process: i32) -> Result<()> {
 }
 
 /// Sends these parts as one, with a descriptor beside them where one is given. All of it, or an error.
-pub fn send(socket: Descriptor, parts: &[&[u8]; 4], beside: Option<Descriptor>) -> Result<()> {
+pub fn send(socket: Descriptor, parts: &[&[u8]; 5], beside: Option<Descriptor>) -> Result<()> {
     #[repr(C)]
     struct Control {
         length: usize,

@@ -67,7 +67,9 @@ fn a_refusal_is_said_with_what_to_do() {
     let said = said(&Command::new(&program).output().unwrap());
     assert_eq!(said, format!("chipbound: error[busy]: later\nwhat to do: chipbound verify {}\n", program.display()));
     let request = processor.join().unwrap();
-    assert!(request.ends_with(program.as_os_str().as_encoded_bytes()) && request.starts_with(&[0x82, 5, 0x81, 0x59]));
+    assert!(request.starts_with(&[0x82, 5, 0x83, 0x59]));
+    let own = [0xf6, 0x82, 0x1a, 0, 0, 0, 4, 0x1a, 0, 0, 0, 3]; // The connection and the package.
+    assert!(request.ends_with(&[program.as_os_str().as_encoded_bytes(), &own].concat()), "{request:?}");
 }
 
 /// What the processor says in its first answer it does not do: nobody is attached at the second exec.

@@ -193,8 +193,7 @@ fn room(linker: &Program, own: (u64, u64), maps: &str) -> Result<u64, LoadError>
 /// The kernel's books of the process as they would be, had it started the original: bounds of code and data as `load_elf_binary` counts
 /// them; break, stack, arguments and environment as they are.
 fn memory_map(program: &Program, bias: u64, stat: &str, auxiliary: (u64, u64)) -> Option<[u8; MAP_SIZE]> {
-    let fields: Vec<u64> = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(1).map(|f| f.parse().unwrap_or(0)).collect();
-    let field = |number: usize| fields.get(number - 4).copied(); // As proc(5) numbers them; the fourth is the first that is left.
+    let field = |number: usize| stat_field(stat, number);
     let code = || program.segments.iter().filter(|s| s.execute);
     let end = |s: &Segment| s.address + s.in_file;
     let bounds = [
@@ -213,6 +212,16 @@ fn memory_map(program: &Program, bias: u64, stat: &str, auxiliary: (u64, u64)) -
     map[96..100].copy_from_slice(&u32::try_from(auxiliary.1).ok()?.to_ne_bytes());
     map[100..].copy_from_slice(&NO_FILE.to_ne_bytes());
     Some(map)
+}
+
+/// A number in the `stat` of a process, as proc(5) numbers them: from the fourth on.
+fn stat_field(stat: &str, number: usize) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(number.checked_sub(3)?).map(|field| field.parse().unwrap_or(0))
+}
+
+/// Where the stack of a process began at its exec.
+pub(crate) fn first_stack(stat: &str) -> Option<u64> {
+    stat_field(stat, 28)
 }
 
 #[cfg(test)]

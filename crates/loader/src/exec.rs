@@ -10,15 +10,15 @@ use rustix::fs::{Stat, fstat, stat};
 use rustix::mm::ProtFlags;
 use rustix::process::Pid;
 
-use crate::direct::{MAP_SIZE, OwnInterpreter, Replacement};
+use crate::direct::{MAP_SIZE, OwnInterpreter, Replacement, first_stack};
 use crate::error::{LoadError, system};
 use crate::handover::{CONNECT_TRIES, Connection, Listener, MAX_NAME, SCRATCH, received, trap_action};
 use crate::image::{Image, Part};
 use crate::inject::{CallError, Injector, Memory};
-use crate::layout::Expected;
+use crate::layout::{Expected, mismatch};
 use crate::script::{Argument, Call, Results, Script, TABLE_SIZE};
 use crate::stack::FreshStack;
-use crate::sys::arch::Registers;
+use crate::sys::arch::{Registers, reset_floats};
 use crate::trace::{Traced, open_exe};
 
 /// The exit code of a process whose program was not started, as shells use it for "found but not executable".
@@ -104,15 +104,36 @@ pub struct AtExec {
     huge_pages: bool,
     given: Vec<Given>,
     own: Option<Arc<OwnInterpreter>>,
+    leftover: Vec<u32>,
     since: Instant,
 }
 
 impl AtExec {
     pub(crate) fn new(traced: Traced, listener: Listener, since: Instant) -> Result<Self, LoadError> {
-        let registers = Registers::of(traced.pid()).map_err(system("the registers of the process cannot be read"))?.after_exec();
+        let registers = registers_of(&traced)?.after_exec();
         let memory = Memory::open(&traced);
-        let (one_by_one, huge_pages, given, own) = (false, false, Vec::new(), None);
-        Ok(Self { traced, memory, registers, listener, injector: None, one_by_one, huge_pages, given, own, since })
+        Ok(Self::with(traced, memory, registers, listener, since))
+    }
+
+    /// A process that runs in `own`, as it was at the end of its exec.
+    pub(crate) fn begun_in(
+        own: Arc<OwnInterpreter>,
+        leftover: Vec<u32>,
+        traced: Traced,
+        listener: Listener,
+        since: Instant,
+    ) -> Result<Self, LoadError> {
+        let memory = Memory::open(&traced);
+        let stack = first_stack(&stat_of(&traced)?).ok_or_else(|| mismatch("its state is unreadable"))?;
+        let base = FreshStack::read(&memory, stack)?.auxiliary(libc::AT_BASE);
+        let registers = registers_of(&traced)?.at_entry(base.wrapping_add(own.file().program.entry), stack);
+        reset_floats(traced.pid()).map_err(system("the registers of the process cannot be changed"))?;
+        Ok(Self { own: Some(own), leftover, ..Self::with(traced, memory, registers, listener, since) })
+    }
+
+    fn with(traced: Traced, memory: Memory, registers: Registers, listener: Listener, since: Instant) -> Self {
+        let (one_by_one, huge_pages, given, own, leftover) = (false, false, Vec::new(), None, Vec::new());
+        Self { traced, memory, registers, listener, injector: None, one_by_one, huge_pages, given, own, leftover, since }
     }
 
     /// The process.
@@ -269,8 +290,7 @@ impl AtExec {
         let found = expected.check(|| self.exe().ok())?;
         let replacement = match own.zip(found.own) {
             Some((own, base)) => {
-                let stat =
-                    std::fs::read_to_string(self.traced.proc_path("stat")).map_err(system("the state of the process cannot be read"))?;
+                let stat = stat_of(&self.traced)?;
                 Some(Replacement::plan(image, &own.program, (found.bias, base), &auxiliary, maps, &stat)?)
             }
             None => None,
@@ -369,6 +389,9 @@ impl AtExec {
         for file in [file, linker].into_iter().take(files) {
             script.call("close", libc::SYS_close, [file]);
         }
+        for number in std::mem::take(&mut self.leftover) {
+            script.call("close", libc::SYS_close, [Argument::Is(number.into())]);
+        }
         self.run_received(&script, files, &copied, at)?;
         for (address, count) in replacement.iter().flat_map(|r| r.zeros()) {
             self.memory.write(address, &vec![0; count])?;
@@ -432,6 +455,14 @@ impl AtExec {
         }
         self.call("exit_group", libc::SYS_exit_group, [u64::from(code.cast_unsigned()), 0, 0, 0, 0, 0]).map(drop)
     }
+}
+
+fn registers_of(traced: &Traced) -> Result<Registers, LoadError> {
+    Registers::of(traced.pid()).map_err(system("the registers of the process cannot be read"))
+}
+
+fn stat_of(traced: &Traced) -> Result<String, LoadError> {
+    std::fs::read_to_string(traced.proc_path("stat")).map_err(system("the state of the process cannot be read"))
 }
 
 /// The most calls that are added to a script between two looks at its room.

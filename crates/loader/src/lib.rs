@@ -19,6 +19,10 @@
 //!    gets until its exec are its own. If this side dies from here on, so does the client: never half a program.
 //! 2. **Exec.** The client calls execve on the package. [`Tracer::await_exec`] takes the exec stop. The kernel has
 //!    the result register still to write there: the code of step 5 sets it anew, single calls are made only behind the end of execve.
+//!
+//!    A client that stands in our own interpreter, begun there by the kernel for the package, needs no further exec:
+//!    [`Tracer::take_over`] stops it and sets its registers back. Only for clients against whose user nothing is promised: whoever traced it
+//!    over that exec has had it in his hands.
 //! 3. **Which file.** The caller compares [`AtExec::exe_identity`] with the file it verified; a path from the client means nothing.
 //!    Where its policy says so, it takes away the variables that would bring foreign code in
 //!    ([`AtExec::drop_variables`]).

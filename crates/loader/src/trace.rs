@@ -4,10 +4,12 @@ use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::direct::OwnInterpreter;
 use crate::error::{LoadError, system};
 use crate::exec::AtExec;
 use crate::handover::Listener;
@@ -65,6 +67,38 @@ impl Tracer {
                 Stop::Signal(signal) => self.traced.resume(signal)?,
                 Stop::Group(_) => sys::listen(self.traced.pid).or_else(|error| self.traced.unless_killed(error))?,
                 Stop::Trap | Stop::Syscall => self.traced.resume(0)?,
+                Stop::Ended(status) => return Err(LoadError::ClientEnded { status }),
+            }
+        }
+        Err(LoadError::TimedOut)
+    }
+
+    /// Stops a client that stands in `own`, begun there by the kernel for a package that names it, and takes it for a process at the end of
+    /// that exec: its registers are set back to what they were then. `leftover` are descriptors that it has opened since.
+    ///
+    /// It has run since its exec, and whoever traced that has done to it what he liked: only for clients against whose user nothing is
+    /// promised. The connection on which it asked must still be its own when this is called.
+    ///
+    /// # Errors
+    /// As [`await_exec`](Self::await_exec); a client that executes something else meanwhile is killed.
+    pub fn take_over(mut self, own: Arc<OwnInterpreter>, leftover: Vec<u32>, deadline: Duration) -> Result<AtExec, LoadError> {
+        let since = Instant::now();
+        self.traced.alarm = Some(Alarm::after(deadline).map_err(system("no timer for the deadline"))?);
+        let listener = Listener::bind()?;
+        sys::interrupt(self.traced.pid).or_else(|error| self.traced.unless_killed(error))?;
+        for _ in 0..MAX_STOPS {
+            match self.traced.wait()? {
+                Stop::Trap => {
+                    self.traced.phase = Phase::Stopped;
+                    return AtExec::begun_in(own, leftover, self.traced, listener, since);
+                }
+                Stop::Signal(signal) => self.traced.resume(signal)?,
+                Stop::Group(_) => sys::listen(self.traced.pid).or_else(|error| self.traced.unless_killed(error))?,
+                Stop::Syscall => self.traced.resume(0)?,
+                Stop::Exec => {
+                    self.traced.phase = Phase::InExec;
+                    return Err(LoadError::ProcessMismatch("it started another program meanwhile".into()));
+                }
                 Stop::Ended(status) => return Err(LoadError::ClientEnded { status }),
             }
         }

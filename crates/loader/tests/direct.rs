@@ -4,20 +4,58 @@
 
 mod common;
 
+use std::io::Read;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
+use std::time::Duration;
 
-use chipbound_loader::{LoadError, OwnInterpreter};
+use chipbound_loader::{LoadError, OwnInterpreter, Started, Tracer};
 use common::{Case, Client, install, text};
+use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Resource, Rlimit, prlimit};
 
-/// The interpreter in a case's folder. Which processor it would ask does not matter here: the loader is there before it runs.
+/// How the loader comes to the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// At its exec.
+    AtExec,
+    /// At its exec, every call by itself.
+    OneByOne,
+    /// Where it stands in the interpreter and asks.
+    TakenOver,
+}
+
+/// The interpreter in a case's folder, asking the socket there.
 fn interpreter(case: &Case) -> PathBuf {
     let (bytes, path) = (case.dir.path().join("bytes"), case.dir.path().join("interpreter"));
-    std::fs::write(&bytes, chipbound_interpreter::INTERPRETER).unwrap();
+    let mut written = vec![0; chipbound_interpreter::INTERPRETER.len()];
+    let socket = case.dir.path().join("socket");
+    chipbound_interpreter::slot::write(chipbound_interpreter::INTERPRETER, socket.as_os_str().as_encoded_bytes(), &mut written).unwrap();
+    std::fs::write(&bytes, written).unwrap();
     install(&bytes, &path);
     path
+}
+
+/// Answers the interpreter by making its process the program.
+fn take_over(case: &Case, client: &Client, interpreter: &Path) -> Result<Started, LoadError> {
+    let socket = case.dir.path().join("socket");
+    let _ = std::fs::remove_file(&socket); // Of a start before.
+    let listener = UnixListener::bind(&socket).unwrap();
+    client.go();
+    let (mut asking, _) = listener.accept().unwrap();
+    let mut length = [0; 4];
+    asking.read_exact(&mut length).unwrap();
+    let mut request = vec![0; u32::from_be_bytes(length) as usize];
+    asking.read_exact(&mut request).unwrap();
+    // The path, null, array(2), the numbers of the connection and of the package.
+    let [.., 0xf6, 0x82, 0x1a, 0, 0, a, b, 0x1a, 0, 0, c, d] = request[..] else { panic!("{request:?}") };
+    let own = [[a, b], [c, d]].map(|number| u16::from_be_bytes(number).into()).to_vec();
+    let process = socket_peercred(&asking).unwrap().pid;
+    assert_eq!(process, client.pid, "no process in between");
+    let tracer = Tracer::seize(process)?;
+    tracer.take_over(Arc::new(OwnInterpreter::open(interpreter)?), own, Duration::from_secs(10))?.complete(&case.image())
 }
 
 fn start(case: &Case, client: &Client, interpreter: &Path, one_by_one: bool) -> Result<(), LoadError> {
@@ -29,25 +67,28 @@ fn start(case: &Case, client: &Client, interpreter: &Path, one_by_one: bool) -> 
     process.complete(&case.image()).map(drop)
 }
 
-fn run(case: &Case, args: &[&str], before: &str, one_by_one: bool) -> Output {
+fn run(case: &Case, args: &[&str], before: &str, way: Way) -> Output {
     let interpreter = interpreter(case);
     case.place(&interpreter);
     let client = Client::spawn(case, args, before);
-    start(case, &client, &interpreter, one_by_one).unwrap();
+    match way {
+        Way::TakenOver => drop(take_over(case, &client, &interpreter).unwrap()),
+        _ => start(case, &client, &interpreter, way == Way::OneByOne).unwrap(),
+    }
     client.output()
 }
 
-/// Runs the program plain, and placed both ways that calls are made, and compares all that a user sees.
+/// Runs the program plain, and placed in every way, and compares all that a user sees.
 fn same(case: &Case, args: &[&str], before: &str) {
     let client = Client::spawn(case, args, before);
     client.go();
     let plain = client.output();
     assert!(!plain.stdout.is_empty(), "{args:?} says nothing, so nothing was compared: {}", text(&plain.stderr));
-    for one_by_one in [false, true] {
-        let placed = run(case, args, before, one_by_one);
-        assert_eq!(text(&placed.stdout), text(&plain.stdout), "stdout of {args:?}: {}", text(&placed.stderr));
-        assert_eq!(text(&placed.stderr), text(&plain.stderr), "stderr of {args:?}");
-        assert_eq!(placed.status.code(), plain.status.code(), "exit code of {args:?}");
+    for way in [Way::AtExec, Way::OneByOne, Way::TakenOver] {
+        let placed = run(case, args, before, way);
+        assert_eq!(text(&placed.stdout), text(&plain.stdout), "{way:?}: stdout of {args:?}: {}", text(&placed.stderr));
+        assert_eq!(text(&placed.stderr), text(&plain.stderr), "{way:?}: stderr of {args:?}");
+        assert_eq!(placed.status.code(), plain.status.code(), "{way:?}: exit code of {args:?}");
         std::fs::copy(&case.original, case.dir.path().join("again")).unwrap();
     }
 }
@@ -111,6 +152,60 @@ int main(void) {
         printf("%lx %s %lx %s", b - a, p, o, name); }
     dl_iterate_phdr(show, 0); }"#;
     every_link(source, &[]);
+}
+
+/// Open descriptors, blocked and pending signals, and the name of the process.
+#[test]
+fn nothing_of_the_interpreter_is_left_in_the_process() {
+    every_link(
+        r#"
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+int main(void) { char line[4096]; const char *all = "|Name:|SigPnd:|ShdPnd:|SigBlk:|SigIgn:|SigCgt:|TracerPid:|Threads:|";
+    for (int fd = 0; fd < 64; fd++) printf("%d", fcntl(fd, F_GETFD));
+    FILE *f = fopen("/proc/self/status", "r");
+    while (fgets(line, sizeof line, f)) { char name[4096] = "|"; sscanf(line, "%s", name + 1); strcat(name, "|"); if (strstr(all, name)) fputs(line, stdout); } }"#,
+        &[],
+    );
+}
+
+/// What the kernel leaves in the registers for the first instruction.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_registers_at_the_first_instruction_are_those_of_a_plain_start() {
+    let source = r#"
+static struct { unsigned long general[15], flags; unsigned mxcsr; unsigned short control; unsigned char vectors[256]; } seen;
+__asm__(".globl _start; _start: lea seen(%rip), %rsp;"
+    "mov %rax, (%rsp); mov %rbx, 8(%rsp); mov %rcx, 16(%rsp); mov %rdx, 24(%rsp); mov %rsi, 32(%rsp); mov %rdi, 40(%rsp);"
+    "mov %rbp, 48(%rsp); mov %r8, 56(%rsp); mov %r9, 64(%rsp); mov %r10, 72(%rsp); mov %r11, 80(%rsp); mov %r12, 88(%rsp);"
+    "mov %r13, 96(%rsp); mov %r14, 104(%rsp); mov %r15, 112(%rsp); stmxcsr 128(%rsp); fnstcw 132(%rsp);"
+    "movups %xmm0, 134(%rsp); movups %xmm1, 150(%rsp); movups %xmm7, 166(%rsp); movups %xmm15, 182(%rsp);"
+    "mov %rsp, %rbx; lea stack+4096(%rip), %rsp; pushfq; popq 120(%rbx); call show");
+static char stack[8192] __attribute__((aligned(16), used));
+static long call(long n, long a, const void *b, long c) { long r; __asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c) : "rcx", "r11", "memory"); return r; }
+__attribute__((used)) void show(void) { static char text[2 * sizeof seen]; const unsigned char *p = (void *)&seen;
+    for (unsigned i = 0; i < sizeof seen; i++) text[2 * i] = "0123456789abcdef"[p[i] >> 4], text[2 * i + 1] = "0123456789abcdef"[p[i] & 15];
+    call(1, 1, text, sizeof text); call(231, 0, 0, 0); }"#;
+    let flags = ["-nostdlib", "-static", "-no-pie", "-fno-pie", "-fno-stack-protector", "-Wl,--build-id"];
+    let Some(case) = Case::compiled("registers", source, &flags) else { return };
+    same(&case, &[], "");
+}
+
+#[test]
+fn a_process_that_stands_elsewhere_is_not_taken_over() {
+    let case = Case::of("/bin/ls");
+    let interpreter = interpreter(&case);
+    let own = Arc::new(OwnInterpreter::open(&interpreter).unwrap());
+    case.place(&interpreter);
+    // A process that stands elsewhere, the client's shell, ends with what was wrong of it, as it would at its exec.
+    let client = Client::spawn(&case, &[], "");
+    let stopped = Tracer::seize(client.pid).unwrap().take_over(Arc::clone(&own), Vec::new(), Duration::from_secs(10)).unwrap();
+    let error = stopped.complete(&case.image()).unwrap_err();
+    assert!(matches!(error, LoadError::ProcessMismatch(_)), "{error:?}");
+    let output = client.output();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(126), 0), "{}", text(&output.stderr));
 }
 
 #[test]

@@ -115,8 +115,9 @@ fn answer(connection: &mut Connection, asked: Asked, held: &mut Option<Held>, us
             connection.send(&Response::Done, None)?;
             return Ok(Next::End);
         }
-        Request::Run { path, how, with } => {
-            run::run(connection, &path, how.as_ref(), &with.unwrap_or_default(), descriptors, us)?;
+        Request::Run { path, how, begun, with } => {
+            let asked = run::Asked { path: &path, how, begun: begun.as_deref(), with: with.as_deref().unwrap_or_default() };
+            run::run(connection, &asked, descriptors, us)?;
             return Ok(Next::End);
         }
         Request::Open => {

@@ -3,7 +3,7 @@
 use crate::connection::Peer;
 use crate::filters;
 use crate::processor::Program;
-use crate::run::refusal_of;
+use crate::run::{reads_it_anyway, refusal_of};
 use chipbound_loader::{AtExec, LoadError};
 use chipbound_wire::suite::LoaderVariables;
 use chipbound_wire::{Refusal, Result};
@@ -24,8 +24,7 @@ pub(crate) enum Checked {
 impl Checked {
     /// Taken while the client is on its way to its exec.
     pub(crate) fn new(peer: Peer, package: &File, program: &Program) -> Self {
-        let reads_it_anyway = peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw();
-        if program.loader_variables == LoaderVariables::Allow || reads_it_anyway {
+        if program.loader_variables == LoaderVariables::Allow || reads_it_anyway(peer) {
             return Self::NotWanted;
         }
         let path = std::fs::read_link(format!("/proc/self/fd/{}", package.as_raw_fd())).unwrap_or_default();

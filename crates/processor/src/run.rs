@@ -29,21 +29,37 @@ use std::time::Duration;
 /// What our interpreter adds to the environment for its second exec ([`chipbound_interpreter::direct`]).
 const INTERPRETERS_OWN: &[&str] = &[MARK_NAME];
 
+/// What a client asks for with [`Request::Run`](chipbound_wire::control::Request::Run).
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The package's path.
+    pub path: &'a [u8],
+    /// How its code is to get into the process.
+    pub how: Option<How>,
+    /// The client stands in our interpreter; the descriptors that are the interpreter's own.
+    pub begun: Option<&'a [u32]>,
+    /// The numbers under which the program finds its data.
+    pub with: &'a [u32],
+}
+
 /// Verifies and opens the package, attaches to the client, tells it to exec, and makes it the program. From
 /// [`Response::Ready`] on, a refusal is printed by the process itself, which ends with 126.
+///
+/// A client that stands in our interpreter already is made the program there, where nothing is promised against its user: somebody can
+/// have traced it at its exec, and kept its memory open. Else it is to exec again, as everybody.
 ///
 /// Beside the request came the package, where the client may read it, and then one package of data for each number in `with`: the
 /// program finds its plaintext open under that number.
 pub fn run(
     connection: &mut Connection,
-    path: &[u8],
-    how: Option<&How>,
-    with: &[u32],
+    asked: &Asked<'_>,
     mut beside: impl ExactSizeIterator<Item = OwnedFd>,
     us: &Processor,
 ) -> Result<()> {
+    let Asked { path, how, begun, with } = *asked;
     let peer = connection.peer();
     check_namespaces(peer, us)?;
+    let came_open = beside.len() > with.len();
     let package = match beside.len().checked_sub(with.len()) {
         Some(0) => package(Some(path), None)?,
         Some(1) => package(Some(path), beside.next())?,
@@ -53,13 +69,16 @@ pub fn run(
     let program = open_program(&package, &identity, us)?;
     let data = with.iter().zip(beside).map(|(number, file)| Ok((*number, data::ready(check_file(File::from(file))?, &program, us)?)));
     let data: Vec<(u32, Ready)> = data.collect::<Result<_>>()?;
-    let ways = Ways::of(peer, how, &program, !data.is_empty(), &us.obstacles)?;
-    let How { mapping, explain } = how.copied().unwrap_or_default();
+    let ways = Ways::of(peer, how.as_ref(), &program, !data.is_empty(), &us.obstacles)?;
+    let How { mapping, explain } = how.unwrap_or_default();
     if explain {
         return connection.send(&ways.explained(mapping)?, None);
     }
     match ways.choose(mapping)? {
-        Way::Traced(tracer, mapping) => trace(connection, tracer, mapping, &Verified { package, identity, program, data }, us),
+        Way::Traced(tracer, mapping) => {
+            let begun = begun.filter(|_| reads_it_anyway(peer) || (came_open && is_readable(&package)));
+            trace(connection, tracer, (mapping, begun), &Verified { package, identity, program, data }, us)
+        }
         Way::Executed => hand_over(connection, &program),
     }
 }
@@ -73,19 +92,39 @@ struct Verified {
     data: Vec<(u32, Ready)>,
 }
 
-/// Tells the client to exec and makes it the program.
-fn trace(connection: &mut Connection, tracer: Tracer, mapping: Mapping, verified: &Verified, us: &Processor) -> Result<()> {
+/// Tells the client to exec, or stops it where it stands in our interpreter, and makes it the program.
+fn trace(
+    connection: &mut Connection,
+    tracer: Tracer,
+    (mapping, begun): (Mapping, Option<&[u32]>),
+    verified: &Verified,
+    us: &Processor,
+) -> Result<()> {
     let Verified { package, identity, program, data } = verified;
     check_peer(connection.peer())?; // The pid is held by the trace from here on; it is still the client's.
-    connection.send(&Response::Ready, None)?;
-    confine::thread(Work::Start)?; // Only now: the client is on its way to its exec meanwhile.
-    let libraries = Checked::new(connection.peer(), package, program);
-    let mut stopped = tracer.await_exec(Duration::from_secs(us.config.limits.start_seconds)).map_err(refusal_of)?;
+    let patience = Duration::from_secs(us.config.limits.start_seconds);
+    let (mut stopped, libraries) = match begun.zip(us.interpreter.as_ref()) {
+        Some((own, interpreter)) => {
+            confine::thread(Work::Start)?;
+            let libraries = Checked::new(connection.peer(), package, program);
+            if connection.watched().map_err(|e| Refusal::io("the client", e))?.is_gone() {
+                return Err(Refusal::new(Code::Cancelled, "the client went away")); // Whoever has its number now is somebody else.
+            }
+            (tracer.take_over(Arc::clone(interpreter), own.to_vec(), patience).map_err(refusal_of)?, libraries)
+        }
+        None => {
+            connection.send(&Response::Ready, None)?;
+            confine::thread(Work::Start)?; // Only now: the client is on its way to its exec meanwhile.
+            let libraries = Checked::new(connection.peer(), package, program);
+            let mut stopped = tracer.await_exec(patience).map_err(refusal_of)?;
+            if let Some(own) = &us.interpreter {
+                stopped.own_interpreter(Arc::clone(own));
+            }
+            (stopped, libraries)
+        }
+    };
     if mapping == Mapping::Anonymous {
         stopped.in_huge_pages();
-    }
-    if let Some(own) = &us.interpreter {
-        stopped.own_interpreter(Arc::clone(own));
     }
     if let Err(refusal) = prepare(&mut stopped, identity, (program, &libraries), data) {
         let _ = stopped.refuse(&refusal.for_people(), NOT_STARTED); // Where that fails, it was killed.
@@ -97,6 +136,17 @@ fn trace(connection: &mut Connection, tracer: Tracer, mapping: Mapping, verified
     tracing::info!(program = %program.program, pid = started.pid.as_raw_nonzero(), %mapping, stopped_microseconds = stopped, "started");
     program.lock(); // Now that nobody waits for it.
     Ok(())
+}
+
+/// Whether nothing is promised to anybody against this user: root, and this processor's own.
+pub(crate) fn reads_it_anyway(peer: Peer) -> bool {
+    peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw()
+}
+
+/// Whether whoever opened this file may read it. A descriptor that only names a file (`O_PATH`) can be had without that.
+fn is_readable(package: &File) -> bool {
+    let unread = OFlags::PATH | OFlags::WRONLY;
+    rustix::fs::fcntl_getfl(package).is_ok_and(|flags| !flags.intersects(unread))
 }
 
 /// Gives the client what it executes: the program's own file, which its user may not read.
@@ -276,4 +326,17 @@ fn described(error: &LoadError) -> Refusal {
         under = e.source();
     }
     Refusal::new(code, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_that_only_names_a_file_shows_nothing_of_who_may_read_it() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let opened = |flags| File::from(rustix::fs::open(file.path(), flags | OFlags::CLOEXEC, Mode::empty()).expect("opened"));
+        assert!(is_readable(&opened(OFlags::RDONLY)) && is_readable(&opened(OFlags::RDWR)));
+        assert!(!is_readable(&opened(OFlags::PATH)) && !is_readable(&opened(OFlags::WRONLY)));
+    }
 }

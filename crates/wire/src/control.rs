@@ -65,6 +65,10 @@ pub enum Request {
         /// How its code is to get into the process.
         #[n(1)]
         how: Option<How>,
+        /// The client stands in this processor's interpreter, begun by the kernel for the package, and can become the program where it
+        /// stands; these descriptors are the interpreter's own, to be closed then. Otherwise it is answered as any client.
+        #[n(2)]
+        begun: Option<List<u32, 2>>,
         /// The descriptors under which the program finds its data, in the order of the packages that came along. The client holds
         /// them until its exec, open to anything.
         #[n(8)]

@@ -14,6 +14,9 @@ pub(crate) const SYSCALL: [u8; 4] = [0x01, 0x00, 0x00, 0xd4];
 pub(crate) const RED_ZONE: u64 = 128;
 /// `NT_PRSTATUS`: the general registers.
 const GENERAL: usize = 1;
+/// `NT_PRFPREG`: the floating-point and vector registers, `struct user_fpsimd_state`, bytes.
+const FLOATS: usize = 2;
+const FLOATS_SIZE: usize = 528;
 
 // x19: the record. A system call destroys x0 only. The offsets are those of `script`'s records. The kernel leaves the instruction
 // pointer at a trap; the stub's end is one instruction behind it.
@@ -91,6 +94,12 @@ impl Registers {
         self
     }
 
+    /// The registers as the kernel leaves them at an exec: about to go on at this address, with this stack, and everything else as nobody
+    /// used it.
+    pub(crate) fn at_entry(self, instruction: u64, stack: u64) -> Self {
+        Self(libc::user_regs_struct { regs: [0; 31], sp: stack, pc: instruction, pstate: 0 })
+    }
+
     /// The address of the next instruction.
     pub(crate) fn instruction(&self) -> u64 {
         self.0.pc
@@ -134,4 +143,12 @@ impl Registers {
         let trap = stub + (self::stub().len() - SYSCALL.len()) as u64;
         (self.0.pc == trap).then_some(self.0.regs[19])
     }
+}
+
+/// Brings the floating-point and vector registers of a stopped process to what they are in a new program: zero.
+pub(crate) fn reset_floats(pid: Pid) -> io::Result<()> {
+    let zeros = [0_u8; FLOATS_SIZE];
+    let place = libc::iovec { iov_base: (&raw const zeros).cast_mut().cast(), iov_len: FLOATS_SIZE };
+    // SAFETY: PTRACE_SETREGSET only reads `iov_len` bytes from `iov_base`, which is an array of that size; both outlive the call.
+    unsafe { ptrace(libc::PTRACE_SETREGSET, pid, FLOATS, (&raw const place).addr()) }
 }

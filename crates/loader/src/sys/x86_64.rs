@@ -10,6 +10,10 @@ use super::{code_between, ptrace};
 pub(crate) const MACHINE: u16 = object::elf::EM_X86_64;
 /// The system call instruction, as it is looked for in the vDSO.
 pub(crate) const SYSCALL: [u8; 2] = [0x0f, 0x05];
+/// `X86_EFLAGS_IF`, all that the kernel sets in the flags of a new program.
+const INTERRUPTS: u64 = 0x200;
+/// Control words of the floating-point units in a new program: all exceptions masked (System V ABI, 3.4.1).
+const CONTROL: (u16, u32) = (0x37f, 0x1f80);
 /// What the ABI keeps free below the stack pointer, bytes.
 pub(crate) const RED_ZONE: u64 = 128;
 
@@ -85,6 +89,27 @@ impl Registers {
         Self(libc::user_regs_struct { rax: 0, ..self.0 })
     }
 
+    /// The registers as the kernel leaves them at an exec: about to go on at this address, with this stack, and everything else as nobody
+    /// used it.
+    pub(crate) fn at_entry(self, instruction: u64, stack: u64) -> Self {
+        // SAFETY: an all-zero user_regs_struct is a valid value of this struct of integers.
+        let zero: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+        let Self(libc::user_regs_struct { cs, ss, ds, es, fs, gs, .. }) = self;
+        Self(libc::user_regs_struct {
+            rip: instruction,
+            rsp: stack,
+            eflags: INTERRUPTS,
+            orig_rax: u64::MAX,
+            cs,
+            ss,
+            ds,
+            es,
+            fs,
+            gs,
+            ..zero
+        })
+    }
+
     /// The address of the next instruction.
     pub(crate) fn instruction(&self) -> u64 {
         self.0.rip
@@ -122,6 +147,15 @@ impl Registers {
     pub(crate) fn stopped_at(&self, stub: u64) -> Option<u64> {
         (self.0.rip == stub + self::stub().len() as u64).then_some(self.0.rbx)
     }
+}
+
+/// Brings the floating-point and vector registers of a stopped process to what they are in a new program.
+pub(crate) fn reset_floats(pid: Pid) -> io::Result<()> {
+    // SAFETY: an all-zero user_fpregs_struct is a valid value of this struct of integers.
+    let mut fresh: libc::user_fpregs_struct = unsafe { std::mem::zeroed() };
+    (fresh.cwd, fresh.mxcsr) = CONTROL;
+    // SAFETY: PTRACE_SETFPREGS reads one user_fpregs_struct from the data pointer, which points to one that outlives the call.
+    unsafe { ptrace(libc::PTRACE_SETFPREGS, pid, 0, (&raw const fresh).addr()) }
 }
 
 #[cfg(test)]

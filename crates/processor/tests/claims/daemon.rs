@@ -237,7 +237,7 @@ fn garbage_on_the_socket_is_refused_and_the_daemon_lives_on() {
         Request::Open,
         Request::Inspect { path: None },
         release,
-        Request::Run { path: bytes(b"/nowhere"), how: None, with: None },
+        Request::Run { path: bytes(b"/nowhere"), how: None, begun: None, with: None },
         receive(&[1; 9], Line::Tunnel),
     ] {
         let whole = chipbound_wire::bounded::encode(&request);
@@ -266,7 +266,7 @@ fn garbage_on_the_socket_is_refused_and_the_daemon_lives_on() {
     assert_eq!(code(client.answer()), Code::Malformed, "more descriptors than any request has");
     for request in [
         Request::Inspect { path: None },
-        Request::Run { path: bytes(b""), how: None, with: None },
+        Request::Run { path: bytes(b""), how: None, begun: None, with: None },
         receive(&world.ship(b"x", |_| {}).confirmation, Line::Tunnel),
     ] {
         let mut client = daemon.client();

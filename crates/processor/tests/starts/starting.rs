@@ -48,7 +48,7 @@ pub(crate) fn client(arguments: &[String]) -> ExitCode {
     let numbers: Vec<u32> = data.iter().map(|(_, place)| place.as_raw_fd().cast_unsigned()).collect();
     let variable = numbers.iter().map(|number| (DATA, format!("/proc/self/fd/{number}"))).collect::<Vec<_>>();
     let with = (!numbers.is_empty()).then(|| List::new(numbers).expect("few"));
-    client.ask(&Request::Run { path: bytes(package.as_bytes()), how: None, with }, &descriptors);
+    client.ask(&Request::Run { path: bytes(package.as_bytes()), how: None, begun: None, with }, &descriptors);
     match client.answer() {
         Ok(Response::Ready) => {
             match linger.as_str() {
