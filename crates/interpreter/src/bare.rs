@@ -7,8 +7,25 @@ use core::arch::asm;
 /// As of memcpy(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, length: usize) -> *mut u8 {
+    #[cfg(target_arch = "x86_64")]
     // SAFETY: the caller answers for both ranges; `rep movsb` touches nothing else.
-    unsafe { asm!("rep movsb", inout("rcx") length => _, inout("rdi") to => _, inout("rsi") from => _, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("rep movsb", inout("rcx") length => _, inout("rdi") to => _, inout("rsi") from => _, options(nostack, preserves_flags));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the caller answers for both ranges; the loop touches nothing else.
+    unsafe {
+        asm!(
+            "2: cbz {n}, 3f",
+            "ldrb {b:w}, [{from}], #1",
+            "strb {b:w}, [{to}], #1",
+            "sub {n}, {n}, #1",
+            "b 2b",
+            "3:",
+            n = inout(reg) length => _, from = inout(reg) from => _, to = inout(reg) to => _, b = out(reg) _,
+            options(nostack, preserves_flags),
+        );
+    }
     to
 }
 
@@ -16,8 +33,24 @@ unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, length: usize) -> *mut
 /// As of memset(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memset(to: *mut u8, byte: i32, length: usize) -> *mut u8 {
+    #[cfg(target_arch = "x86_64")]
     // SAFETY: the caller answers for the range; `rep stosb` touches nothing else.
-    unsafe { asm!("rep stosb", inout("rcx") length => _, inout("rdi") to => _, in("al") byte as u8, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("rep stosb", inout("rcx") length => _, inout("rdi") to => _, in("al") byte as u8, options(nostack, preserves_flags));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the caller answers for the range; the loop touches nothing else.
+    unsafe {
+        asm!(
+            "2: cbz {n}, 3f",
+            "strb {b:w}, [{to}], #1",
+            "sub {n}, {n}, #1",
+            "b 2b",
+            "3:",
+            n = inout(reg) length => _, to = inout(reg) to => _, b = in(reg) byte,
+            options(nostack, preserves_flags),
+        );
+    }
     to
 }
 

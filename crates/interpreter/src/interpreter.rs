@@ -23,7 +23,10 @@ static SLOT: slot::Slot = slot::Slot::empty();
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn _start() -> ! {
-    naked_asm!("xor ebp, ebp", "mov rdi, rsp", "and rsp, -16", "call {main}", "ud2", main = sym main)
+    #[cfg(target_arch = "x86_64")]
+    naked_asm!("xor ebp, ebp", "mov rdi, rsp", "and rsp, -16", "call {main}", "ud2", main = sym main);
+    #[cfg(target_arch = "aarch64")]
+    naked_asm!("mov x29, xzr", "mov x30, xzr", "mov x0, sp", "bl {main}", "brk #1", main = sym main);
 }
 
 extern "C" fn main(top: *mut usize) -> ! {
