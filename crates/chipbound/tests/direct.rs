@@ -260,6 +260,7 @@ fn limits_and_new_privileges_forbidden_are_no_hindrance_and_too_few_descriptors_
     let (world, _) = with_shell();
     let ways = [
         ("exec setpriv --no-new-privs ./sh -c 'echo ok; exit 9'", true),
+        ("ulimit -l 0; exec ./sh -c 'echo ok; exit 9'", true),
         ("ulimit -s 64; exec ./sh -c 'echo ok; exit 9'", true),
         ("ulimit -s unlimited; exec ./sh -c 'echo ok; exit 9'", true),
         ("ulimit -c 0; exec ./sh -c 'echo ok; exit 9' <&- 2>&-", true),

@@ -291,6 +291,7 @@ fn a_package_on_a_fuse_mount_runs_and_is_refused_when_its_file_system_is_gone() 
     let start = |world: &World, fuse: &Fuse| world.ada(&["run", "./app"]).current_dir(&fuse.1).output().unwrap();
     for _ in 0..3 {
         assert_eq!(outcome(&start(&world, &fuse)), "whole");
+        assert_eq!(outcome(&Command::new(fuse.1.join("app")).output().unwrap()), "whole", "started directly");
     }
     // One byte changes behind the mount, which need not tell: what was opened before may still run, but nothing else.
     let original = fs::read(world.work("app")).unwrap();
@@ -307,6 +308,58 @@ fn a_package_on_a_fuse_mount_runs_and_is_refused_when_its_file_system_is_gone() 
     let output = world.ada(&["run", path.to_str().unwrap()]).output().unwrap();
     assert!([126, 127].contains(&output.status.code().unwrap()) && output.stdout.is_empty(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("error["), "{output:?}");
+    nothing_runs(&world);
+}
+
+/// As containers have it: the package's device and inode are not those that the kernel shows for its mappings.
+#[test]
+fn a_package_on_an_overlay_runs_and_starts_directly_from_either_layer() {
+    let world = world();
+    let [upper, scratch, merged] = ["upper", "scratch", "merged"].map(|name| world.folder.path().join(name));
+    let base = world.folder.path().join("layers");
+    fs::create_dir(&base).unwrap();
+    // An overlay over an overlay's own folders is refused by most kernels.
+    if let Err(e) = mount("tmpfs", &base, "tmpfs", MountFlags::empty(), None) {
+        println!("not run here: mounting needs root ({e})");
+        return;
+    }
+    let _base = Small(base.clone());
+    let [upper, scratch] = [upper, scratch].map(|path| base.join(path.file_name().unwrap()));
+    for folder in [&upper, &scratch, &merged] {
+        fs::create_dir(folder).unwrap();
+    }
+    let options = format!("lowerdir={},upperdir={},workdir={}", world.work("").display(), upper.display(), scratch.display());
+    let options = std::ffi::CString::new(options).unwrap();
+    if let Err(e) = mount("overlay", &merged, "overlay", MountFlags::empty(), options.as_c_str()) {
+        println!("not run here: this machine mounts no overlay ({e})");
+        return;
+    }
+    let _merged = Small(merged.clone());
+    for _layer in ["lower", "upper"] {
+        assert_eq!(outcome(&world.ada(&["run", "./app"]).current_dir(&merged).output().unwrap()), "whole");
+        assert_eq!(outcome(&Command::new(merged.join("app")).output().unwrap()), "whole", "started directly");
+        good(Command::new("touch").arg(merged.join("app"))); // Copied to the upper layer.
+    }
+    assert!(upper.join("app").exists());
+    nothing_runs(&world);
+}
+
+/// Neither the processor nor the client may lock memory; the processor says what that means.
+#[test]
+fn without_a_right_to_lock_memory_programs_run_and_the_log_says_what_can_be_swapped() {
+    let folder = tempfile::tempdir().unwrap();
+    let limited = folder.path().join("chipbound");
+    script(&limited, &format!("#!/bin/sh\nulimit -l 0; exec setpriv --bounding-set=-ipc_lock --inh-caps=-ipc_lock {CHIPBOUND} \"$@\""));
+    if !rustix::process::geteuid().is_root() || Command::new("setpriv").arg("--version").output().is_err() {
+        println!("not run here: only root with setpriv can take the right to lock memory from root");
+        return;
+    }
+    let world = world_by(&limited);
+    for turn in 0..2 {
+        let output = begin_either(&world, turn).unwrap().wait_with_output().unwrap();
+        assert_eq!(outcome(&output), "whole");
+    }
+    world.awaits(common::PROCESSOR, 0, |line| line.contains("its code can be swapped out: raise the lock limit"), "the warning");
     nothing_runs(&world);
 }
 

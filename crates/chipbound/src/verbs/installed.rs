@@ -169,8 +169,8 @@ fn list(home: &Home, output: &Output, bin: Option<&Path>) -> Result<()> {
         for path in bins::programs(&folder)? {
             let Some(found) = look(&path) else { continue };
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let program = found.order.map_or_else(|| "-".to_owned(), |order| title(&bought, order));
-            let direct = found.direct.map_or("-", |direct| if direct { "yes" } else { "no" });
+            let program = found.order.map_or_else(|| FOR_EXECUTION.to_owned(), |order| title(&bought, order));
+            let direct = found.direct.map_or("ask verify", |direct| if direct { "yes" } else { "no" });
             values.push(json!({ "name": name, "path": path, "order": found.order, "program": program, "direct_start": found.direct }));
             rows.push(vec![name, program, direct.to_owned(), path.display().to_string()]);
         }
@@ -178,6 +178,9 @@ fn list(home: &Home, output: &Output, bin: Option<&Path>) -> Result<()> {
     output.table(&["NAME", "PROGRAM", "DIRECT", "PATH"], &rows, &values);
     Ok(())
 }
+
+/// What stands in place of a program's name that only the processor can read.
+const FOR_EXECUTION: &str = "(may be executed, not read)";
 
 /// What can be seen of an installed package: nothing but that it is there, where it may only be executed.
 struct Seen {
