@@ -4,9 +4,9 @@ use crate::home::Session;
 use chipbound_transport::{Client, ClientRaw, ServerTrust};
 use chipbound_wire::api::{
     Account, Acknowledge, Agreement, Base64, Catalogue, IDEMPOTENCY_HEADER, LogIn, NewOrder, NewRelease, Order, Published, Receipts,
-    Redownload, Settled, TICKET_HEADER, Ticket, Upload,
+    Redownload, Settled, TICKET_HEADER, Ticket, TransferOrder, Transferring, Upload,
 };
-use chipbound_wire::{Digest, OrderId, Result};
+use chipbound_wire::{Digest, KeyId, OrderId, Result};
 use http::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -85,6 +85,12 @@ impl Api {
     /// The account's receipts, newest first.
     pub async fn receipts(&self) -> Result<Receipts> {
         self.get("/v1/receipts").await
+    }
+
+    /// Has a settled order be for the processor `to`, with the retirement of its own where that was had.
+    pub async fn transfer(&self, order: &OrderId, to: KeyId, retirement: Option<Vec<u8>>) -> Result<Transferring> {
+        let body = TransferOrder { to, retirement: retirement.map(Base64) };
+        self.post(&format!("/v1/orders/{order}/transfers"), &[], &body).await
     }
 
     /// Asks for a receipted release again.

@@ -1,7 +1,7 @@
 //! The client's end of the processor's unix socket: frames of [`chipbound_wire::control`], descriptors beside them.
 //! Blocking: `run` has no other shell, and the asynchronous one gives each conversation a thread.
 
-use chipbound_wire::bounded::{decode, encode};
+use chipbound_wire::bounded::{Bytes, decode, encode};
 use chipbound_wire::certificate::Chain;
 use chipbound_wire::control::{MAX_CONTROL, Request, Response, WaitingDelivery};
 use chipbound_wire::limits::MAX_WITH;
@@ -214,6 +214,16 @@ pub fn give_up(socket: &Path, order: OrderId) -> Result<()> {
     conversation.ask(&Request::GiveUp { order }, &[])?;
     match conversation.answer()? {
         Response::Done => Ok(()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Has the processor at `socket` give an order up, as the server's signed request says; its signed retirement.
+pub fn retire(socket: &Path, request: Vec<u8>) -> Result<Vec<u8>> {
+    let mut conversation = Conversation::open(socket)?;
+    conversation.ask(&Request::Retire { request: Bytes::new(request)? }, &[])?;
+    match conversation.answer()? {
+        Response::Retired { retirement } => Ok(retirement.into_vec()),
         other => Err(unexpected(&other)),
     }
 }

@@ -5,6 +5,7 @@
 //! | `session.json`, 0600 | server, user, bearer token, TLS root |
 //! | `processor` | the path of the processor's socket, as `processor enroll` last used it |
 //! | `receipts/ORDER.receipt` | signed receipts |
+//! | `receipts/ORDER.transfer` | the server's signed word that the order is for another processor |
 //! | `authorities/DIGEST.der` | root certificates under which receipts were verified |
 //! | `pending/NAME.json` | one purchase under way: its idempotency key, written before the order is placed |
 
@@ -135,6 +136,15 @@ impl Home {
         create_private_folder(&self.0.join("receipts"))?;
         let path = self.receipt_path(order);
         write_durably(&path, receipt, 0o600)?;
+        Ok(path)
+    }
+
+    /// Stores the signed transfer of an order beside its receipt; it is on the disk when this returns.
+    pub fn store_transfer(&self, order: &OrderId, transfer: &[u8]) -> Result<PathBuf> {
+        self.ready()?;
+        create_private_folder(&self.0.join("receipts"))?;
+        let path = self.receipt_path(order).with_extension("transfer");
+        write_durably(&path, transfer, 0o600)?;
         Ok(path)
     }
 

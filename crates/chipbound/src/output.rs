@@ -3,22 +3,36 @@
 
 use crate::client::Story;
 use chipbound_wire::{Code, Refusal};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 /// Where and how the command speaks.
 pub struct Output {
     json: bool,
     bar: Mutex<Option<ProgressBar>>,
+    /// Where there is no terminal.
+    lines: Mutex<Option<Lines>>,
 }
+
+/// What was said of a progress in lines.
+struct Lines {
+    begun: Instant,
+    /// Bytes that were there then.
+    from: u64,
+    last: Instant,
+}
+
+/// Between two lines of progress.
+const LINE_EVERY: Duration = Duration::from_secs(10);
 
 impl Output {
     /// For people, or with `json` for machines.
     #[must_use]
     pub fn new(json: bool) -> Self {
-        Self { json, bar: Mutex::new(None) }
+        Self { json, bar: Mutex::new(None), lines: Mutex::new(None) }
     }
 
     /// A result: `text` for people, `value` for machines.
@@ -62,7 +76,25 @@ impl Output {
         }
     }
 
+    /// Says the progress in a line now and then.
+    fn line(&self, done: u64, total: u64) {
+        let mut lines = self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let now = Instant::now();
+        let said = lines.get_or_insert(Lines { begun: now, from: done, last: now });
+        if now - said.last < LINE_EVERY {
+            return;
+        }
+        said.last = now;
+        let rate = done.saturating_sub(said.from) as f64 / (now - said.begun).as_secs_f64();
+        if self.json {
+            write_out(&json!({ "done": done, "bytes": total, "bytes_per_second": rate as u64 }).to_string());
+        } else {
+            write_err(&progress_line(done, total, rate));
+        }
+    }
+
     fn end_bar(&self) {
+        *self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
         if let Some(bar) = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
             bar.finish_and_clear();
         }
@@ -85,7 +117,7 @@ impl Story for Output {
 
     fn progress(&self, done: u64, total: u64) {
         if self.json || !std::io::stderr().is_terminal() {
-            return;
+            return self.line(done, total);
         }
         let mut bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         bar.get_or_insert_with(|| {
@@ -95,9 +127,21 @@ impl Story for Output {
                 total => (Some(total), "      {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}"),
             };
             let style = ProgressStyle::with_template(template).expect("the template is well-formed");
-            ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()).with_style(style)
+            // What is there already was not brought at this rate.
+            ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()).with_style(style).with_position(done)
         })
         .set_position(done);
+    }
+}
+
+/// How far a download is, for a log; `rate` is bytes a second. The total is 0 where nobody said it.
+fn progress_line(done: u64, total: u64, rate: f64) -> String {
+    let (so_far, speed) = (HumanBytes(done), HumanBytes(rate as u64));
+    let left = (total > done && rate >= 1.0).then(|| HumanDuration(Duration::from_secs_f64((total - done) as f64 / rate)));
+    match (total, left) {
+        (0, _) => format!("      {so_far}, {speed}/s"),
+        (_, Some(left)) => format!("      {so_far} of {}, {speed}/s, {left} left", HumanBytes(total)),
+        (_, None) => format!("      {so_far} of {}, {speed}/s", HumanBytes(total)),
     }
 }
 
@@ -116,4 +160,16 @@ fn write_out(line: &str) {
 
 fn write_err(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_progress_says_rate_and_time_left_where_they_are_known() {
+        assert_eq!(progress_line(3 << 20, 9 << 20, 1048576.0), "      3.00 MiB of 9.00 MiB, 1.00 MiB/s, 6 seconds left");
+        assert_eq!(progress_line(3 << 20, 9 << 20, 0.0), "      3.00 MiB of 9.00 MiB, 0 B/s");
+        assert_eq!(progress_line(3 << 20, 0, 1024.0), "      3.00 MiB, 1.00 KiB/s");
+    }
 }

@@ -218,3 +218,19 @@ fn what_waits_is_given_up_when_its_user_says_so_and_a_redownload_pauses_and_goes
     refused(world.ada(&["downloads", "--give-up", &order]), Code::UnknownOrder);
     assert_eq!(world.receipts(), 1);
 }
+
+#[test]
+fn several_packages_come_by_one_command_and_by_two_at_once() {
+    let world = World::start("", 1);
+    for name in ["one", "two", "three", "four"] {
+        noise(&world.folder.path().join(name), 3 << 20);
+        world.publish(&world.folder.path().join(name), name, "1", &["--open-to-file"]);
+    }
+    refused(world.ada(&["buy", "one", "two", "-o", "both"]), Code::Conflict);
+    good(world.ada(&["buy", "one", "two"]));
+    let slowly = |name| world.ada(&["buy", name, "--limit-rate", "2M"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let both = ["three", "four"].map(slowly);
+    assert!(both.map(|child| child.wait_with_output().unwrap().status.success()) == [true, true]);
+    assert_eq!((world.names(), world.receipts()), (["four", "one", "three", "two"].map(str::to_owned).to_vec(), 4));
+    assert_eq!(world.balance().0, "60.00 EUR");
+}

@@ -7,8 +7,8 @@ use crate::enrolling;
 use crate::line::Stream;
 use crate::processor::Processor;
 use crate::receive::{Held, Word, receive};
-use crate::{open, run};
-use chipbound_trusted_core::KeyStore;
+use crate::{open, retiring, run};
+use chipbound_trusted_core::{KeyStore, Memory};
 use chipbound_wire::bounded::{Bytes, List, Text};
 use chipbound_wire::control::{Line, Request, Response, WaitingDelivery};
 use chipbound_wire::documents::Confirmation;
@@ -101,6 +101,10 @@ fn answer(connection: &mut Connection, asked: Asked, held: &mut Option<Held>, us
             });
             connection.send(&Response::Waiting { deliveries: List::new(waiting.collect())? }, None)?;
         }
+        Request::Retire { request } => {
+            let retirement = retiring::retire(us, &request)?;
+            connection.send(&Response::Retired { retirement: Bytes::new(retirement)? }, None)?;
+        }
         Request::GiveUp { order } => {
             let whose = us.spool.waiting()?.into_iter().find(|w| w.order == order);
             if !whose.is_some_and(|w| is_of(connection, w.goods.uid)) || !us.spool.forget(order)? {
@@ -157,6 +161,7 @@ fn take(
     if agreed.processor != us.vault.keys().key_id() {
         return Err(Refusal::new(Code::ProcessorMismatch, "the order is for another processor"));
     }
+    us.vault.check_order(&agreed.order)?;
     let silence = Duration::from_secs(us.config.limits.silence_seconds);
     let stream = Stream::open(line, descriptor, silence)?.slowed_to(rate);
     thread::scope(|scope| {

@@ -24,6 +24,7 @@ pub mod line;
 pub mod open;
 pub mod processor;
 pub mod receive;
+pub mod retiring;
 pub mod run;
 pub mod spool;
 mod sys;

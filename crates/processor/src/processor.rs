@@ -129,7 +129,7 @@ impl Processor {
     pub fn remember(&self, step: Step) -> Result<()> {
         let raised = match &step {
             Step::Compared { program, minimum, .. } => Some((program.clone(), *minimum)),
-            Step::Released { .. } | Step::Snapshot { .. } => None,
+            Step::Released { .. } | Step::Retired { .. } | Step::Snapshot { .. } => None,
         };
         self.vault.remember(step)?;
         if let Some((program, minimum)) = raised {

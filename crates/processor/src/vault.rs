@@ -12,7 +12,7 @@ use chipbound_wire::documents::Manifest;
 use chipbound_wire::enrolment::Issued;
 use chipbound_wire::limits::MAX_TEXT;
 use chipbound_wire::signature::Sign;
-use chipbound_wire::{Code, Digest, ProgramId, Refusal, Result, SystemRandom, Time};
+use chipbound_wire::{Code, Digest, OrderId, ProgramId, Refusal, Result, SystemRandom, Time};
 use minicbor::{Decode, Encode};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -206,6 +206,10 @@ impl Memory for Vault {
 
     fn check_sequence(&self, manifest: &Manifest) -> Result<()> {
         self.journal().state.check_sequence(manifest)
+    }
+
+    fn check_order(&self, order: &OrderId) -> Result<()> {
+        self.journal().state.check_order(order)
     }
 }
 

@@ -13,7 +13,7 @@ use chipbound_transport::extract::{Bearer, Json, Path, Upload};
 use chipbound_transport::{ApiError, Upgrade};
 use chipbound_wire::api::{
     self, Account, AccountRole, Acknowledge, Agreement, Catalogue, IDEMPOTENCY_HEADER, LogIn, NewOrder, NewRelease, Order, Published,
-    Receipts, Redownload, Session, Settled, TICKET_HEADER, Ticket,
+    Receipts, Redownload, Session, Settled, TICKET_HEADER, Ticket, TransferOrder, Transferring,
 };
 use chipbound_wire::limits::MAX_PROGRAM;
 use chipbound_wire::{Code, Digest, OrderId, Refusal};
@@ -97,6 +97,12 @@ pub(crate) fn table<R: Repository>() -> Vec<Entry<R>> {
                 .takes(Body::json::<Redownload>())
                 .answers(Body::json::<Order>()),
             post(redownload::<R>),
+        ),
+        (
+            row(Method::POST, "/v1/orders/{order}/transfers", CUSTOMER, "Have a settled order be for another processor")
+                .takes(Body::json::<TransferOrder>())
+                .answers(Body::json::<Transferring>()),
+            post(transfer::<R>),
         ),
         (row(get_, "/v1/openapi.json", ANYBODY, "This description").answers(Body::Octets), get(describe::<R>)),
     ]
@@ -196,6 +202,15 @@ async fn second_path<R: Repository>(
 
 async fn receipts<R: Repository>(State(server): Shared<R>, Caller(customer): Caller) -> Answer<Receipts> {
     Ok(Json(server.receipts(&customer).await?))
+}
+
+async fn transfer<R: Repository>(
+    State(server): Shared<R>,
+    Caller(customer): Caller,
+    Path(order): Path<OrderId>,
+    Json(request): Json<TransferOrder>,
+) -> Answer<Transferring> {
+    Ok(Json(server.transfer(&customer, order, &request).await?))
 }
 
 async fn redownload<R: Repository>(State(server): Shared<R>, Caller(customer): Caller, Json(request): Json<Redownload>) -> Answer<Order> {

@@ -38,5 +38,6 @@ pub mod settling;
 pub mod standing;
 pub mod storage;
 mod threads;
+pub mod transferring;
 
 pub use server::{Clock, Parts, Server};

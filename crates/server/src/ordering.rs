@@ -101,5 +101,11 @@ fn parameters(request: &api::NewOrder) -> Result<Digest> {
 
 /// The order as it travels.
 pub(crate) fn shown(order: StoredOrder) -> Order {
-    Order { order: order.order, state: order.state, confirmation: Base64(order.confirmation), receipt: order.receipt.map(Base64) }
+    Order {
+        order: order.order,
+        state: order.state,
+        confirmation: Base64(order.confirmation),
+        receipt: order.receipt.map(Base64),
+        transfer: None,
+    }
 }

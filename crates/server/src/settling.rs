@@ -65,7 +65,7 @@ impl<R: Repository> Server<R> {
         Ok(Receipts { receipts: receipts.into_iter().map(Base64).collect() })
     }
 
-    /// A receipt buys the same release for the same processor again (source \[60\]): its order, for which tickets are issued from
+    /// A receipt buys the same release for the same processor again, or for the one that its order was transferred to (source \[60\]): its order, for which tickets are issued from
     /// now on for as long as an order runs, with a confirmation signed anew: a receipt outlives the certificate under which the first
     /// one was signed, and processors take none but those that are valid now. Nothing in it is to be agreed to.
     ///
@@ -93,9 +93,10 @@ impl<R: Repository> Server<R> {
         let until = now.after(self.policy.order_seconds);
         let mut order = self.repository.readmit(customer.account, receipt.order, bytes, until).await?;
         let agreed: Confirmation = read_claims(&order.confirmation)?;
-        let anew = Confirmation { issued_at: now, expires_at: until, ..agreed };
+        let anew = Confirmation { issued_at: now, expires_at: until, processor: order.processor, ..agreed };
         order.confirmation = self.keys.get().statement.signer().sign(&anew)?;
-        Ok(crate::ordering::shown(order))
+        let transfer = self.repository.transfer_to(order.order, order.processor).await?.map(Base64);
+        Ok(Order { transfer, ..crate::ordering::shown(order) })
     }
 }
 

@@ -37,7 +37,7 @@ pub struct OpenedData<F> {
 /// Certificates are verified at the times of the record, against `root` without its revocation list: what was bought and
 /// compared stays openable when a certificate of its server or vendor has run out.
 ///
-/// Refuses with [`Code::NotAPackage`], [`Code::ProcessorMismatch`], [`Code::NotReceived`], [`Code::NotReleased`],
+/// Refuses with [`Code::NotAPackage`], [`Code::ProcessorMismatch`], [`Code::OrderRetired`], [`Code::NotReceived`], [`Code::NotReleased`],
 /// [`Code::TokenMismatch`], [`Code::SealMismatch`], [`Code::WrapInvalid`], [`Code::PageAltered`], [`Code::PlainPartsAltered`],
 /// [`Code::PackageTruncated`], [`Code::ManifestMismatch`], [`Code::ClassRefused`], [`Code::SequenceTooOld`].
 pub fn open_package<F: ReadAt>(file: F, memory: &dyn Memory, keys: &dyn KeyStore, root: &Trust) -> Result<OpenedPackage<F>> {
@@ -75,6 +75,7 @@ fn allow(file: &dyn ReadAt, memory: &dyn Memory, keys: &dyn KeyStore, root: &Tru
         let detail = format!("the package is bound to processor {}, this one is {}", claims.processor, keys.key_id());
         return Err(Refusal::new(Code::ProcessorMismatch, detail));
     }
+    memory.check_order(&claims.order)?;
     // Step 1008 was here, for exactly this seal.
     let record = &memory.record(&Digest::of(&documents.seal))?;
     let (terms, seal) = verify_statements(&documents, record, root)?;

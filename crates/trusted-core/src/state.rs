@@ -12,7 +12,7 @@ use chipbound_wire::documents::{Manifest, Seal, Terms};
 use chipbound_wire::signed::Verified;
 use chipbound_wire::{Code, Digest, KeyId, OrderId, ProgramId, Random, Refusal, Result, Time};
 use minicbor::{Decode, Encode};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Deliveries remembered at most (about 16 MiB on disk). Beyond it the oldest that were never released are forgotten.
 pub const MAX_RECORDS: usize = 65_536;
@@ -122,6 +122,16 @@ pub enum Step {
         /// All minimums.
         #[n(1)]
         minimums: Vec<(ProgramId, u64)>,
+        /// All orders that were given up; absent: none.
+        #[n(2)]
+        retired: Option<Vec<OrderId>>,
+    },
+    /// An order was given up: what was compared and released for it is forgotten, and nothing is compared for it any more.
+    #[n(3)]
+    Retired {
+        /// The order.
+        #[n(0)]
+        order: OrderId,
     },
 }
 
@@ -157,6 +167,9 @@ pub trait Memory {
 
     /// Refuses a release older than the vendor's minimum with [`Code::SequenceTooOld`].
     fn check_sequence(&self, manifest: &Manifest) -> Result<()>;
+
+    /// Refuses an order that was given up with [`Code::OrderRetired`].
+    fn check_order(&self, order: &OrderId) -> Result<()>;
 }
 
 impl Memory for State {
@@ -175,6 +188,13 @@ impl Memory for State {
         }
         Ok(())
     }
+
+    fn check_order(&self, order: &OrderId) -> Result<()> {
+        match self.retired.contains(order) {
+            true => Err(Refusal::new(Code::OrderRetired, format!("this processor gave order {order} up"))),
+            false => Ok(()),
+        }
+    }
 }
 
 /// What the processor remembers.
@@ -182,13 +202,15 @@ impl Memory for State {
 pub struct State {
     records: BTreeMap<Digest, Record>,
     minimums: BTreeMap<ProgramId, u64>,
+    /// Orders that were given up.
+    retired: BTreeSet<OrderId>,
     link: Digest,
     frames: usize,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { records: BTreeMap::new(), minimums: BTreeMap::new(), link: Digest([0; 32]), frames: 0 }
+        Self { records: BTreeMap::new(), minimums: BTreeMap::new(), retired: BTreeSet::new(), link: Digest([0; 32]), frames: 0 }
     }
 }
 
@@ -216,7 +238,17 @@ impl State {
     /// with [`Code::TooLarge`]; a release of what was never compared is [`Code::NotReceived`].
     pub fn prepare(&self, step: Step, kek: &[u8; 32], random: &mut dyn Random) -> Result<Prepared> {
         match &step {
-            Step::Compared { record, .. } => self.check_room(record)?,
+            Step::Compared { record, .. } => {
+                self.check_order(&record.order)?;
+                self.check_room(record)?;
+            }
+            Step::Retired { .. } if self.retired.len() >= MAX_RECORDS => {
+                return Err(Refusal::new(
+                    Code::TooLarge,
+                    format!("the processor remembers {MAX_RECORDS} orders that it gave up and no more"),
+                ));
+            }
+            Step::Retired { .. } => {}
             Step::Released { seal, .. } => drop(self.get(seal)?),
             Step::Snapshot { .. } => {}
         }
@@ -241,6 +273,7 @@ impl State {
         let snapshot = Step::Snapshot {
             records: self.records.values().cloned().collect(),
             minimums: self.minimums.iter().map(|(program, minimum)| (program.clone(), *minimum)).collect(),
+            retired: Some(self.retired.iter().copied().collect()),
         };
         let mut compacted = Self::default();
         let prepared = compacted.prepare(snapshot, kek, random)?;
@@ -316,7 +349,12 @@ impl State {
                     record.release.get_or_insert(release);
                 }
             }
-            Step::Snapshot { records, minimums } => {
+            Step::Retired { order } => {
+                self.records.retain(|_, record| record.order != order);
+                self.retired.insert(order);
+            }
+            Step::Snapshot { records, minimums, retired } => {
+                self.retired = retired.unwrap_or_default().into_iter().collect();
                 self.records = records.into_iter().map(|r| (r.seal, r)).collect();
                 minimums.into_iter().for_each(|(program, minimum)| self.raise(program, minimum));
             }
@@ -440,6 +478,21 @@ mod tests {
         let prepared = state.prepare(other, &KEK, &mut Repeatable::new(2)).expect("prepared");
         state.commit(prepared);
         assert_eq!(state.record(&record(1).seal).expect("known").release.as_ref().expect("released").token, Digest([8; 32]));
+    }
+
+    #[test]
+    fn an_order_that_was_given_up_is_forgotten_and_never_taken_again_across_restarts_and_compactions() {
+        let (state, file) = after(vec![compared(1, 0), released(1), compared(2, 0), Step::Retired { order: record(1).order }]);
+        let (read, _) = State::read(&KEK, &file).expect("read");
+        let (compacted, _) = read.compact(&KEK, &mut Repeatable::new(3)).expect("compacted");
+        for state in [state, read, compacted] {
+            assert_eq!(state.record(&record(1).seal).expect_err("forgotten").code, Code::NotReceived);
+            assert!(!state.needs(&record(1).sealing_key) && state.record(&record(2).seal).is_ok());
+            assert_eq!(state.check_order(&record(1).order).expect_err("given up").code, Code::OrderRetired);
+            state.check_order(&record(2).order).expect("another order");
+            let refusal = state.prepare(compared(1, 0), &KEK, &mut Repeatable::new(2)).expect_err("given up");
+            assert_eq!(refusal.code, Code::OrderRetired);
+        }
     }
 
     #[test]

@@ -214,6 +214,9 @@ pub struct Order {
     /// The signed receipt, once settled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<Base64>,
+    /// The signed `transfer` by which it is for the processor that it is for now; none where that is the receipt's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Base64>,
 }
 
 /// The customer's agreement to a confirmation, by the digest of its signed bytes.
@@ -255,6 +258,30 @@ pub struct Settled {
     pub receipt: Base64,
     /// The signed release token: the same bytes on every repeat.
     pub token: Base64,
+}
+
+/// A settled order is to be for another processor, because its own is retired or revoked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct TransferOrder {
+    /// The identity key of the other processor.
+    pub to: KeyId,
+    /// The signed `retirement` by its own; left out at first, and where that one is revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retirement: Option<Base64>,
+}
+
+/// How far a transfer is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Transferring {
+    /// The signed `transfer`, once it is done: the same bytes on every repeat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Base64>,
+    /// The signed `retirement-request` that the order's own processor is to answer first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Base64>,
 }
 
 /// The account's receipts, newest first.

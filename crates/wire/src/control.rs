@@ -96,6 +96,13 @@ pub enum Request {
         #[n(0)]
         order: OrderId,
     },
+    /// Give an order up for another processor: forget what opens its packages, for ever. Answered with [`Response::Retired`].
+    #[n(11)]
+    Retire {
+        /// The server's signed request.
+        #[n(0)]
+        request: Bytes<MAX_DOCUMENT>,
+    },
     /// Drop from memory what was opened. Only root or the processor's own uid may. Answered with [`Response::Forgotten`].
     #[n(8)]
     Forget {
@@ -295,6 +302,13 @@ pub enum Response {
         /// They.
         #[n(0)]
         deliveries: List<WaitingDelivery, MAX_WAITING>,
+    },
+    /// The order was given up.
+    #[n(14)]
+    Retired {
+        /// The signed retirement.
+        #[n(0)]
+        retirement: Bytes<MAX_DOCUMENT>,
     },
     /// How the package would be started.
     #[n(11)]

@@ -429,6 +429,66 @@ pub struct ReleaseToken {
 }
 document!(ReleaseToken, "release-token", ServerStatement);
 
+/// The server asks a processor to give up an order, whose owner wants it on another processor.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct RetirementRequest {
+    /// The order.
+    #[n(0)]
+    pub order: OrderId,
+    /// The processor that gives it up.
+    #[n(1)]
+    pub from: KeyId,
+    /// The processor that it is for from then on.
+    #[n(2)]
+    pub to: KeyId,
+    /// The program.
+    #[n(3)]
+    pub program: ProgramId,
+    /// Until when the request counts.
+    #[n(4)]
+    pub until: Time,
+}
+document!(RetirementRequest, "retirement-request", ServerStatement);
+
+/// The processor's word that it has forgotten what it needs to open an order's packages, and will never take the order again.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct Retirement {
+    /// The order.
+    #[n(0)]
+    pub order: OrderId,
+    /// The processor that it is for from now on.
+    #[n(1)]
+    pub to: KeyId,
+    /// When.
+    #[n(2)]
+    pub at: Time,
+}
+document!(Retirement, "retirement", Processor);
+
+/// The server's word that an order is for another processor from now on, at no charge.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct Transfer {
+    /// The order.
+    #[n(0)]
+    pub order: OrderId,
+    /// The buyer.
+    #[n(1)]
+    pub account: AccountId,
+    /// The processor that it was for.
+    #[n(2)]
+    pub from: KeyId,
+    /// The processor that it is for.
+    #[n(3)]
+    pub to: KeyId,
+    /// When.
+    #[n(4)]
+    pub at: Time,
+}
+document!(Transfer, "transfer", ServerReceipt);
+
 /// The documents appended to a package, after the table. The manifest is encrypted: it names the digest of the plaintext,
 /// with which anybody could test guesses.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]

@@ -225,6 +225,8 @@ codes! {
     AcknowledgementMismatch = "acknowledgement_mismatch", Peer, 409, "Run the delivery again.";
     /// The receipt is not one of this server or not for this order.
     ReceiptMismatch = "receipt_mismatch", Denied, 403, "Use a receipt that this server signed.";
+    /// The processor gave the order up for another processor.
+    OrderRetired = "order_retired", Denied, 403, "This processor gave the order up: use it on the processor that it was transferred to.";
     /// The price is above what the buyer allowed.
     PriceExceeded = "price_exceeded", Caller, 402, "Nothing was charged: raise --max-price if it is worth that.";
     /// This release was bought for this processor before.

@@ -102,6 +102,12 @@ fn every_signed_document_follows_the_contract() {
     let token = ReleaseToken { order: terms.order, terms: Digest::of(&signed_terms), processor: terms.processor, release: wrap() };
     let token = signed(&pki, "release-token", &token);
 
+    let (order, from, to) = (terms.order, KeyId([1; 32]), KeyId([2; 32]));
+    let request = RetirementRequest { order, from, to, program: manifest.program.clone(), until: NOW };
+    signed(&pki, "retirement-request", &request);
+    signed(&pki, "retirement", &Retirement { order, to, at: NOW });
+    signed(&pki, "transfer", &Transfer { order, account: terms.account, from, to, at: NOW });
+
     let bytes = |b: Vec<u8>| Bytes::new(b).expect("short");
     let documents = PackageDocuments {
         terms: bytes(signed_terms.clone()),

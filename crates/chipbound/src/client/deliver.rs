@@ -75,6 +75,8 @@ struct Errand {
     size: u64,
     /// Whether the charge was taken before: then none is taken now.
     paid: bool,
+    /// Whether the order was for another processor when its receipt was made.
+    transferred: bool,
     /// What the kernel is to start the package by.
     interpreter: Option<Vec<u8>>,
 }
@@ -98,7 +100,14 @@ pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
     let what = format!("{} {}", confirmation.program.name(), &*confirmation.version);
     device.story.step(1002, &format!("order {} of {what} confirmed: {}", confirmation.order, confirmation.price), facts);
     let target = wish.target.clone().unwrap_or_else(|| pending.target.clone());
-    let errand = Errand { line: wish.line, target, size: pending.expected_size, paid: false, interpreter: processor.interpreter };
+    let errand = Errand {
+        line: wish.line,
+        target,
+        size: pending.expected_size,
+        paid: false,
+        transferred: false,
+        interpreter: processor.interpreter,
+    };
     let delivered = match order.state {
         OrderState::Confirmed => {
             device.api.agree(&confirmation.order, confirmation.digest()).await?;
@@ -130,7 +139,13 @@ pub async fn redownload(device: &Device<'_>, receipt: &[u8], line: Wanted, targe
     first_path(device).await?;
     let claims: Receipt = read_claims(receipt)?;
     let target = target.map_or_else(|| default_target(claims.program.name()), Ok)?;
-    fetch_again(device, receipt, &trust, Errand { line, target, size: 0, paid: true, interpreter: processor.interpreter }).await
+    fetch_again(
+        device,
+        receipt,
+        &trust,
+        Errand { line, target, size: 0, paid: true, transferred: false, interpreter: processor.interpreter },
+    )
+    .await
 }
 
 /// Sets the first path up: TLS to the server, whose certificate the log-in pinned or a public root signed, and the user's session.
@@ -144,7 +159,8 @@ async fn first_path(device: &Device<'_>) -> Result<Account> {
 /// The way of a receipt: asks for the delivery, agrees to nothing, carries it.
 async fn fetch_again(device: &Device<'_>, receipt: &[u8], trust: &Trust, errand: Errand) -> Result<Delivered> {
     let order = device.api.redownload(receipt).await?;
-    let confirmation = verify_again(&order, receipt, trust)?;
+    let (confirmation, transferred) = verify_again(&order, receipt, trust)?;
+    let errand = Errand { transferred, ..errand };
     device.story.step(
         1002,
         &format!("receipt accepted for order {}: no charge", confirmation.order),
@@ -181,7 +197,7 @@ async fn carry(device: &Device<'_>, confirmation: &Verified<Confirmation>, trust
 
     // 1111 (1009): receipt and release token; the receipt is verified and on the disk before anything else is done with them.
     let receipt = receipts::verify(&receipt.0, &[trust.root().to_vec()])?;
-    check_receipt(&receipt, confirmation)?;
+    check_receipt(&receipt, confirmation, errand.transferred)?;
     let receipt_path = device.home.store_receipt(&order, receipt.bytes())?;
     check_token(&read_claims(&token.0)?, confirmation)?;
     let facts = json!({ "receipt": receipt.number, "charged": !errand.paid, "amount": receipt.amount, "payment": &*receipt.payment, "path": receipt_path });
@@ -221,14 +237,14 @@ fn check_token(token: &ReleaseToken, confirmation: &Confirmation) -> Result<()> 
 }
 
 /// The receipt must be for what was agreed to.
-fn check_receipt(receipt: &Receipt, confirmation: &Confirmation) -> Result<()> {
+fn check_receipt(receipt: &Receipt, confirmation: &Confirmation, transferred: bool) -> Result<()> {
     let mismatch = |what: &str| Refusal::new(Code::ReceiptMismatch, format!("the receipt names another {what} than the confirmation"));
     let same = [
         (receipt.order == confirmation.order, "order"),
         (receipt.account == confirmation.account, "account"),
         (receipt.program == confirmation.program && receipt.version == confirmation.version, "release"),
         (receipt.manifest == confirmation.manifest, "manifest"),
-        (receipt.processor == confirmation.processor, "processor"),
+        (transferred || receipt.processor == confirmation.processor, "processor"),
         (receipt.amount == confirmation.price, "price"),
     ];
     same.iter().find(|(same, _)| !same).map_or(Ok(()), |(_, what)| Err(mismatch(what)))

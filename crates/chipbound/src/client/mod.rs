@@ -7,6 +7,7 @@ pub mod placing;
 pub mod receive;
 pub mod relay;
 pub mod store;
+pub mod transfer;
 
 use crate::api::Api;
 use crate::control::{self, Description};

@@ -4,6 +4,7 @@ use super::Device;
 use super::deliver::Wish;
 use super::pending::{Pending, Purpose};
 use super::store::default_target;
+use super::transfer::check_processor;
 use chipbound_host::process::now;
 use chipbound_wire::api::{NewOrder, Order, OrderState, Release};
 use chipbound_wire::certificate::Trust;
@@ -127,8 +128,9 @@ fn names(program: &str, confirmation: &Confirmation) -> bool {
     confirmation.program.as_str() == program || confirmation.program.name() == program
 }
 
-/// The confirmation of a re-download: for the receipt's release and processor, and nothing that would have to be agreed to.
-pub fn verify_again(order: &Order, receipt: &[u8], trust: &Trust) -> Result<Verified<Confirmation>> {
+/// The confirmation of a re-download: for the receipt's release and processor, and nothing that would have to be agreed to. Whether the
+/// order was transferred to that processor comes along.
+pub fn verify_again(order: &Order, receipt: &[u8], trust: &Trust) -> Result<(Verified<Confirmation>, bool)> {
     let receipt: Receipt = read_claims(receipt)?;
     let confirmation: Verified<Confirmation> = verify_document(&order.confirmation.0, trust, now())?;
     if confirmation.order != order.order || order.state == OrderState::Confirmed {
@@ -137,10 +139,8 @@ pub fn verify_again(order: &Order, receipt: &[u8], trust: &Trust) -> Result<Veri
     if (&confirmation.program, &confirmation.version, confirmation.manifest) != (&receipt.program, &receipt.version, receipt.manifest) {
         return Err(Refusal::new(Code::ReceiptMismatch, "the server answers the receipt with another release"));
     }
-    if confirmation.processor != receipt.processor {
-        return Err(Refusal::new(Code::ProcessorMismatch, "the server answers the receipt for another processor"));
-    }
-    Ok(confirmation)
+    let transferred = check_processor(&confirmation, &receipt, order.transfer.as_ref().map(|t| t.0.as_slice()), trust)?;
+    Ok((confirmation, transferred))
 }
 
 /// What the catalogue says of the wish. None where an older version is asked for: the catalogue names the newest alone.

@@ -4,6 +4,7 @@ use super::{bytes, logged_in};
 use crate::api::Api;
 use crate::cli::Common;
 use crate::client::deliver::{Delivered, Wanted, Way, Wish, buy, redownload};
+use crate::client::transfer::transfer;
 use crate::client::{Device, blocking};
 use crate::control;
 use crate::home::{Home, Session};
@@ -15,7 +16,7 @@ use chipbound_wire::control::WaitingDelivery;
 use chipbound_wire::documents::Receipt;
 use chipbound_wire::signed::read_claims;
 use chipbound_wire::suite::KeyMode;
-use chipbound_wire::{Amount, Code, OrderId, Refusal, Result};
+use chipbound_wire::{Amount, Code, KeyId, OrderId, Refusal, Result};
 use clap::Subcommand;
 use serde_json::json;
 use std::io::{BufRead, IsTerminal};
@@ -68,8 +69,9 @@ pub enum Verb {
         after_help = "Example:\n  chipbound buy perl --max-price \"10 EUR\" -o ./perl\n\nInterrupted, the same command goes on where it stopped; nothing is charged twice."
     )]
     Buy {
-        /// The program's name, or its full id
-        program: String,
+        /// The program's name, or its full id; several are bought one after the other
+        #[arg(required = true, value_name = "PROGRAM")]
+        programs: Vec<String>,
         /// The version; the newest without it
         #[arg(long, value_name = "V")]
         version: Option<String>,
@@ -109,6 +111,17 @@ pub enum Verb {
         /// How the package comes
         #[command(flatten)]
         line: Line,
+    },
+    /// Move a purchase to another processor: this machine's gives it up for ever, unless it was revoked
+    #[command(
+        after_help = "Example:\n  chipbound transfer 7c9e6679f0a34de28b1dd0c1c4e0a9b2 --to 52e94d6adab3283efbb3fc1726d8bcb452e94d6adab3283efbb3fc1726d8bcb4\n\nThen, on the other machine: chipbound redownload ORDER. Interrupted, the same command goes on."
+    )]
+    Transfer {
+        /// A receipt's file, or the order whose receipt is kept
+        receipt: String,
+        /// The other processor: its key, as `chipbound processor show` names it, or its socket
+        #[arg(long, value_name = "PROCESSOR")]
+        to: String,
     },
     /// List your receipts, fetching those that are not kept here yet
     #[command(after_help = "Example:\n  chipbound receipts")]
@@ -158,12 +171,18 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
         Verb::Logout => logout(&home, output).await,
         Verb::Catalogue => catalogue(&home, output).await,
         Verb::Balance => balance(&home, output).await,
-        Verb::Buy { program, version, output: target, key_mode, line, max_price, again } => {
-            let wish = Wish { program, version, key_mode, line: line.wanted(), max_price, target, again };
+        Verb::Buy { programs, version, output: target, key_mode, line, max_price, again } => {
+            if programs.len() > 1 && (version.is_some() || target.is_some()) {
+                return Err(Refusal::new(Code::Conflict, "a version and a file are of one program: buy it by itself"));
+            }
             let (session, api) = logged_in(&home)?;
             let socket = home.processor(common.processor.as_deref());
             let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
-            delivered(output, &buy(&device, &wish).await?);
+            for program in programs {
+                let (version, target, line) = (version.clone(), target.clone(), line.wanted());
+                let wish = Wish { program, version, key_mode, line, max_price, target, again };
+                delivered(output, &buy(&device, &wish).await?);
+            }
             Ok(())
         }
         Verb::Redownload { receipt, output: target, line } => {
@@ -172,6 +191,16 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
             let socket = home.processor(common.processor.as_deref());
             let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
             delivered(output, &redownload(&device, &receipt, line.wanted(), target).await?);
+            Ok(())
+        }
+        Verb::Transfer { receipt, to } => {
+            let receipt = receipts::find(&home, &receipt)?;
+            let (session, api) = logged_in(&home)?;
+            let (socket, to) = (home.processor(common.processor.as_deref()), destination(to).await?);
+            let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
+            let (transfer, path) = transfer(&device, &receipt, to).await?;
+            let text = format!("order {} is for processor {} from now on; there: chipbound redownload ORDER", transfer.order, transfer.to);
+            output.result(text, &json!({ "order": transfer.order, "from": transfer.from, "to": transfer.to, "path": path }));
             Ok(())
         }
         Verb::Downloads { give_up: None } => downloads(&home.processor(common.processor.as_deref()), output).await,
@@ -184,6 +213,14 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
 impl Line {
     fn wanted(&self) -> Wanted {
         Wanted { way: if self.own_line { Way::OwnLine } else { Way::Tunnel }, rate: self.limit_rate }
+    }
+}
+
+/// A processor by its key, or by its socket on this machine.
+async fn destination(named: String) -> Result<KeyId> {
+    match named.parse::<KeyId>() {
+        Ok(key) => Ok(key),
+        Err(_) => blocking(move || control::describe(Path::new(&named))).await.map(|description| description.processor),
     }
 }
 

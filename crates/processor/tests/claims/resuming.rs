@@ -85,6 +85,9 @@ fn a_server_that_begins_anew_is_followed_and_what_was_kept_goes() {
     ends_well(&world, &shipment, &again(&others));
 }
 
+/// What somebody makes of the files of a delivery that was cut short.
+type Attack<'a> = &'a dyn Fn(&World, &Shipment);
+
 #[test]
 fn what_was_changed_on_the_disk_is_thrown_away_by_name() {
     let flip = |path: PathBuf, at: usize| {
@@ -102,7 +105,7 @@ fn what_was_changed_on_the_disk_is_thrown_away_by_name() {
         bytes[40..48].copy_from_slice(&((CAME as u64 + 2) * MAX_CHUNK as u64).to_be_bytes());
         std::fs::write(&path, bytes).expect("written");
     };
-    let attacks: [(&str, &dyn Fn(&World, &Shipment)); 3] =
+    let attacks: [(&str, Attack<'_>); 3] =
         [("a byte", &|world, _| flip(spooled(world, "delivery"), MAX_CHUNK + 9)), ("a tag", &table), ("more than came", &claim_more)];
     for (what, attack) in attacks {
         let (world, shipment, prepared) = cut_short();

@@ -16,6 +16,7 @@ mod releases;
 mod sql;
 #[cfg(test)]
 mod tests;
+mod transfers;
 
 pub use books::{Books, Location};
 
@@ -26,7 +27,7 @@ use chipbound_wire::{AccountId, Amount, Digest, KeyId, OrderId, ProgramId, Resul
 use std::future::Future;
 
 /// Everything that the server keeps. Every method can fail with [`chipbound_wire::Code::Database`].
-pub trait Repository: Accounts + Releases + Orders + Deliveries + Parcels + Send + Sync + 'static {}
+pub trait Repository: Accounts + Releases + Orders + Deliveries + Parcels + Transfers + Send + Sync + 'static {}
 
 /// An account as it is made.
 #[derive(Clone)]
@@ -340,6 +341,39 @@ pub trait Parcels {
     fn forget_parcel(&self, order: OrderId) -> impl Future<Output = Result<Vec<String>>> + Send;
     /// Forgets parcels that are not kept any longer.
     fn expire_parcels(&self, now: Time) -> impl Future<Output = Result<Vec<String>>> + Send;
+}
+
+/// An order that is to be for another processor.
+#[derive(Clone)]
+pub struct NewTransfer {
+    /// The order.
+    pub order: OrderId,
+    /// Its owner.
+    pub account: AccountId,
+    /// The processor that it is for.
+    pub from: KeyId,
+    /// The one that it is to be for.
+    pub to: KeyId,
+    /// The signed retirement; none where the processor is revoked.
+    pub retirement: Option<Vec<u8>>,
+    /// The signed transfer.
+    pub transfer: Vec<u8>,
+    /// When.
+    pub at: Time,
+}
+
+/// Transfers of orders to other processors.
+pub trait Transfers {
+    /// Makes the order another processor's: nothing is delivered to the old one any more. A repeat returns the bytes that were kept first.
+    /// Refuses [`chipbound_wire::Code::OrderState`] where the order is not settled, [`chipbound_wire::Code::Conflict`] where it is not, or
+    /// not any more, for the old one, and [`chipbound_wire::Code::OrderRetired`] where the new one gave it up before.
+    fn transfer(&self, new: &NewTransfer) -> impl Future<Output = Result<Vec<u8>>> + Send;
+    /// The signed transfer by which the order came to that processor.
+    fn transfer_to(&self, order: OrderId, to: KeyId) -> impl Future<Output = Result<Option<Vec<u8>>>> + Send;
+    /// Whether that processor gave the order up, or lost it because it was revoked.
+    fn gave_up(&self, order: OrderId, processor: KeyId) -> impl Future<Output = Result<bool>> + Send;
+    /// The signed terms and the acknowledgement of the order's newest acknowledged delivery, if there is any.
+    fn acknowledged(&self, order: OrderId) -> impl Future<Output = Result<Option<(Vec<u8>, Vec<u8>)>>> + Send;
 }
 
 /// What settles an order.

@@ -24,6 +24,7 @@ async fn every_route_refuses_nobody_the_wrong_role_and_the_wrong_account() {
     let order = ann.buy("tool", processor.id(), KeyMode::Direct).await.order;
     let new_order = r#"{"program":"tool","processor":"0707070707070707070707070707070707070707070707070707070707070707"}"#;
     let digest = r#"{"confirmation":"0707070707070707070707070707070707070707070707070707070707070707"}"#;
+    let transfer = r#"{"to":"0707070707070707070707070707070707070707070707070707070707070707"}"#;
     let row = |method: Method, path: &str, body, vendor, rival| Row { method, path: path.to_owned(), body, vendor, rival };
     let (get, post, put, delete) = (|| Method::GET, || Method::POST, || Method::PUT, || Method::DELETE);
     let (forbidden, unknown) = (Some(Code::Forbidden), Some(Code::UnknownOrder));
@@ -37,6 +38,7 @@ async fn every_route_refuses_nobody_the_wrong_role_and_the_wrong_account() {
         row(post(), &format!("/v1/orders/{order}/agreement"), digest, forbidden, unknown),
         row(post(), &format!("/v1/orders/{order}/tickets"), "", forbidden, unknown),
         row(post(), &format!("/v1/orders/{order}/acknowledgement"), r#"{"acknowledgement":""}"#, forbidden, unknown),
+        row(post(), &format!("/v1/orders/{order}/transfers"), transfer, forbidden, unknown),
         row(get(), "/v1/receipts", "", forbidden, None),
         row(post(), "/v1/redownloads", r#"{"receipt":""}"#, forbidden, Some(Code::Malformed)),
         row(delete(), "/v1/sessions", "", None, None),

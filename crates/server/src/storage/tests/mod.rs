@@ -44,6 +44,7 @@ tests! {
     rest::two_uploads_of_one_version_publish_it_once,
     rest::a_common_package_is_made_once,
     rest::a_parcel_is_kept_for_its_terms_until_it_is_forgotten_replaced_late_or_without_room,
+    rest::an_order_moves_to_another_processor_once_and_never_back,
     rest::the_ledger_only_grows_and_takes_no_entry_that_does_not_balance,
     rest::a_database_of_a_newer_version_is_refused_and_left_as_it_is,
     rest::what_was_settled_is_there_after_a_restart,

@@ -1,11 +1,13 @@
 //! Accounts, releases, common packages, the ledger's own guards, the form of the database.
 
 use super::fixture::{BUYER, Fixture, NOW, OTHER, VENDOR, code, eur, release};
-use crate::storage::{Accounts, CommonPackage, NewAccount, Orders, Parcels, PendingUpload, Releases, StoredParcel, StoredRelease};
+use crate::storage::{
+    Accounts, CommonPackage, NewAccount, NewTransfer, Orders, Parcels, PendingUpload, Releases, StoredParcel, StoredRelease, Transfers,
+};
 use chipbound_session::Roots;
 use chipbound_wire::api::{AccountRole, OrderState};
 use chipbound_wire::suite::{Aead, Kem};
-use chipbound_wire::{AccountId, Code, Digest, OrderId};
+use chipbound_wire::{AccountId, Code, Digest, KeyId, OrderId};
 
 pub(super) async fn a_release_is_new_and_its_sequence_rises(books: Fixture) {
     assert_eq!(code(books.publish(&release(b"v", "tool", "1.0", 2)).await), Code::Conflict, "the version is there");
@@ -98,6 +100,36 @@ pub(super) async fn a_parcel_is_kept_for_its_terms_until_it_is_forgotten_replace
     assert_eq!(repository.expire_parcels(NOW.after(3)).await.expect("the common one"), none);
     assert!(found(2, 1).await.expect("a query").is_none() && found(4, 1).await.expect("a query").is_some());
     assert_eq!(repository.expire_parcels(NOW.after(5)).await.expect("the last"), ["order/4-1"]);
+}
+
+pub(super) async fn an_order_moves_to_another_processor_once_and_never_back(books: Fixture) {
+    let (order, first, second, third) = (OrderId([1; 16]), KeyId([7; 32]), KeyId([8; 32]), KeyId([9; 32]));
+    let repository = &books.repository;
+    let word = |from, to, word: u8| NewTransfer {
+        order,
+        account: BUYER,
+        from,
+        to,
+        retirement: (word == 1).then(|| vec![5]),
+        transfer: vec![word],
+        at: NOW,
+    };
+    books.delivered(1).await;
+    assert_eq!(code(repository.transfer(&word(first, second, 1)).await), Code::OrderState, "it is not bought yet");
+    books.settle(1, 1, b"token").await.expect("settled");
+    let strange = NewTransfer { account: OTHER, ..word(first, second, 1) };
+    assert_eq!(code(repository.transfer(&strange).await), Code::UnknownOrder);
+    assert_eq!(code(repository.transfer(&word(third, second, 1)).await), Code::Conflict, "it is not the third's");
+    let (one, two) = (word(first, second, 1), word(first, second, 2));
+    let (one, two) = tokio::join!(repository.transfer(&one), repository.transfer(&two));
+    assert_eq!(one.expect("moved"), two.expect("the same"), "two at once move it once and answer alike");
+    assert_eq!(repository.order(BUYER, order).await.expect("the order").processor, second);
+    assert!(repository.transfer_to(order, second).await.expect("a query").is_some());
+    assert!(repository.gave_up(order, first).await.expect("a query") && !repository.gave_up(order, second).await.expect("a query"));
+    assert_eq!(code(repository.transfer(&word(second, first, 3)).await), Code::OrderRetired, "never back");
+    assert_eq!(repository.transfer(&word(second, third, 4)).await.expect("on"), [4]);
+    assert_eq!(code(repository.transfer(&word(first, second, 1)).await), Code::Conflict, "a replay of the first word");
+    assert!(repository.acknowledged(order).await.expect("a query").is_some());
 }
 
 pub(super) async fn the_ledger_only_grows_and_takes_no_entry_that_does_not_balance(books: Fixture) {
