@@ -1,9 +1,10 @@
-//! The server's verbs: `init`, `run`, `account add|deposit|list`.
+//! The server's verbs: `init`, `run`, `rotate`, `account add|deposit|list`.
 
 use crate::accounts::{MAX_PASSWORD, new_account};
 use crate::config::Config;
 use crate::init::{Wishes, init};
 use crate::openapi;
+use crate::rotation::{Which, rotate};
 use crate::run::run;
 use crate::storage::{Accounts, Books, Location};
 
@@ -52,6 +53,16 @@ pub enum Command {
     },
     /// Print the description of the first path in OpenAPI 3.1; a running server answers it at /v1/openapi.json.
     Openapi,
+    /// Replace one of the server's keys by a fresh one, while the server is stopped; what was signed before stays good.
+    #[command(after_help = "Example:\n  chipbound server rotate --config shop/server.toml --key receipt")]
+    Rotate {
+        /// The server's configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// Which key.
+        #[arg(long)]
+        key: Which,
+    },
     /// Accounts and their money, on the server's own machine.
     #[command(subcommand)]
     Account(AccountCommand),
@@ -121,6 +132,11 @@ pub fn execute(command: Command) -> Result<()> {
             }
             Command::Openapi => {
                 println!("{:#}", openapi::document::<Books>());
+                Ok(())
+            }
+            Command::Rotate { config, key } => {
+                let name = rotate(&Config::load(&config)?, key).await?;
+                println!("Replaced; the new key is {name}. Start the server again.");
                 Ok(())
             }
             Command::Account(command) => account(command).await,

@@ -8,7 +8,7 @@
 //! - [`payment`]: who holds and takes a customer's money;
 //! - [`deliver`]: the server's role in Fig. 4, one function from the ticket to the farewell (`packing` seals for it);
 //! - [`line`](mod@line): the second path on a line of its own;
-//! - [`keys`], [`standing`]: the server's three certified keys, their renewal, and the revocation list;
+//! - [`keys`], [`log_key`], [`standing`], [`rotation`]: the server's keys, their renewal and replacement, and the revocation list;
 //! - [`config`], [`init`], [`run`], [`command`]: the daemon.
 //!
 //! What it does not do: it issues no certificate, trusts no name, and opens no package. A plaintext program leaves it only sealed to a
@@ -24,6 +24,7 @@ pub mod deliver;
 pub mod init;
 pub mod keys;
 pub mod line;
+pub mod log_key;
 pub mod openapi;
 pub mod ordering;
 mod packing;
@@ -31,6 +32,7 @@ mod parcel;
 pub mod payment;
 mod places;
 pub mod publishing;
+pub mod rotation;
 mod routes;
 pub mod run;
 mod server;

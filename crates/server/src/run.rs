@@ -4,6 +4,7 @@ use crate::config::{Config, TlsFiles};
 use crate::init::TLS_KEY;
 use crate::keys::{ServerKeys, SharedKeys, key_file_context};
 use crate::line::serve_line;
+use crate::rotation::in_use;
 use crate::server::{Clock, Parts, Server};
 use crate::standing::{Standing, load_trust};
 use crate::storage::Books;
@@ -65,6 +66,7 @@ pub struct Addresses {
 
 /// Serves until `shutdown` resolves; calls `ready` once the listeners are there.
 pub async fn serve_until(config: Config, shutdown: impl Future<Output = ()>, ready: impl FnOnce(Addresses) -> Result<()>) -> Result<()> {
+    let _in_use = in_use(&config.keys())?;
     let (server, standing) = open(&config).await?;
     let repository = server.repository.clone();
     let tls = match &config.tls {
@@ -100,8 +102,9 @@ pub async fn serve_until(config: Config, shutdown: impl Future<Output = ()>, rea
 /// Opens what is on the disk, and gives back what a killed server left.
 async fn open(config: &Config) -> Result<(Arc<Server<Books>>, Standing)> {
     let kek = Kek::load(&config.kek())?;
-    let keys = SharedKeys::new(ServerKeys::load(&config.keys(), &kek)?);
-    let trust = SharedTrust::new(load_trust(&config.keys())?);
+    let trust = load_trust(&config.keys())?;
+    let keys = SharedKeys::new(ServerKeys::load(&config.keys(), &kek, trust.root())?);
+    let trust = SharedTrust::new(trust);
     let clock: Clock = Arc::new(now);
     let standing = Standing {
         authority: config.authority.url.clone(),

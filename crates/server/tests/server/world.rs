@@ -4,6 +4,7 @@ use crate::processor::{Delivered, Processor};
 use chipbound_host::Kek;
 use chipbound_server::config::Policy;
 use chipbound_server::keys::{ServerKeys, SharedKeys};
+use chipbound_server::log_key::LogSigner;
 use chipbound_server::storage::Accounts;
 use chipbound_server::storage::Books;
 use chipbound_server::{Parts, Server, accounts, api, blobs::Blobs, line};
@@ -16,6 +17,7 @@ use chipbound_wire::bounded::Text;
 use chipbound_wire::certificate::Role;
 use chipbound_wire::documents::Manifest;
 use chipbound_wire::suite::{Format, KeyMode, Profile};
+use chipbound_wire::tlog::origin_of;
 use chipbound_wire::{Amount, Code, Digest, KeyId, OrderId, ProgramId, Result, Time};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::io::{Read, Write};
@@ -66,11 +68,9 @@ pub(crate) fn server_identity(pki: &Pki, role: Role, subject: &str) -> Identity 
 
 pub(crate) fn server_keys(pki: &Pki, subject: &str) -> ServerKeys {
     let identity = |role| server_identity(pki, role, subject);
-    ServerKeys {
-        second_path: identity(Role::ServerSecondPath),
-        statement: identity(Role::ServerStatement),
-        receipt: identity(Role::ServerReceipt),
-    }
+    let receipt = identity(Role::ServerReceipt);
+    let (log, _) = LogSigner::generate(&receipt, &origin_of(pki.root(), subject), chipbound_host::now()).unwrap();
+    ServerKeys { second_path: identity(Role::ServerSecondPath), statement: identity(Role::ServerStatement), receipt, log: Arc::new(log) }
 }
 
 impl World {
