@@ -3,17 +3,22 @@
 use crate::Outcome;
 use crate::primitives::seconds;
 use crate::stats::Series;
+use chipbound_server::log_key::LogSigner;
 use chipbound_server::storage::Books;
 use chipbound_server::storage::{
     Accounts, Deliveries, Delivery, NewAccount, NewOrder, NewTicket, Orders, PendingUpload, Releases, Settlement, StoredOrder,
     StoredRelease,
 };
+use chipbound_session::tls::Identity;
+use chipbound_testkit::Pki;
 use chipbound_wire::api::{AccountRole, OrderState};
+use chipbound_wire::certificate::Role;
 use chipbound_wire::random::fresh;
 use chipbound_wire::suite::{Kem, KeyMode};
 use chipbound_wire::{AccountId, Amount, Digest, KeyId, OrderId, ProgramId, SystemRandom, Time};
 use rustix::time::ClockId;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 const NOW: Time = Time(1_800_000_000);
@@ -41,10 +46,11 @@ pub(crate) fn measure(folder: &Path, orders: usize) -> Outcome<PerOrder> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let repository = Books::open_file(&folder.join("measured.db")).await?;
         let release = prepare(&repository, orders as u64).await?;
+        let log = log_signer()?;
         let mut spent = PerOrder::default();
         for _ in 0..orders {
             let (begun, cpu) = (Instant::now(), seconds(ClockId::ProcessCPUTime));
-            one_order(&repository, &release).await?;
+            one_order(&repository, &release, &log).await?;
             spent.wall.push(begun.elapsed().as_secs_f64() * 1e3);
             spent.cpu.push((seconds(ClockId::ProcessCPUTime) - cpu) * 1e3);
         }
@@ -89,8 +95,15 @@ async fn prepare(repository: &Books, orders: u64) -> Outcome<StoredRelease> {
     Ok(release)
 }
 
+/// What signs the log in which each receipt is entered.
+fn log_signer() -> Outcome<Arc<LogSigner>> {
+    let holder = Pki::new(NOW).holder(Role::ServerReceipt);
+    let receipt = Identity { key: Arc::new(holder.key), chain: holder.chain };
+    Ok(Arc::new(LogSigner::generate(&receipt, "a/log", NOW)?.0))
+}
+
 /// What the server asks of its storage for one delivery, in this order.
-async fn one_order(repository: &Books, release: &StoredRelease) -> Outcome<()> {
+async fn one_order(repository: &Books, release: &StoredRelease, log: &Arc<LogSigner>) -> Outcome<()> {
     let confirmation = [vec![7; DOCUMENT], fresh::<16>(&mut SystemRandom).to_vec()].concat();
     let order = OrderId(fresh(&mut SystemRandom));
     for _ in 0..REQUESTS {
@@ -122,7 +135,7 @@ async fn one_order(repository: &Books, release: &StoredRelease) -> Outcome<()> {
     repository.order(BUYER, order).await?;
     repository.delivery(order, seal).await?;
     let (acknowledgement, token) = (vec![13; DOCUMENT], vec![14; DOCUMENT]);
-    let settlement = Settlement { order, account: BUYER, seal, acknowledgement, token, at: NOW };
+    let settlement = Settlement { order, account: BUYER, seal, acknowledgement, token, at: NOW, log: log.clone() };
     repository.settle(settlement, Box::new(|_| Ok(vec![15; DOCUMENT]))).await?;
     Ok(())
 }

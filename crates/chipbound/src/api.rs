@@ -6,12 +6,16 @@ use chipbound_wire::api::{
     Account, Acknowledge, Agreement, Base64, Catalogue, IDEMPOTENCY_HEADER, LogIn, NewOrder, NewRelease, Order, Published, Receipts,
     Redownload, Settled, TICKET_HEADER, Ticket, TransferOrder, Transferring, Upload,
 };
+use chipbound_wire::tlog::{TILE_WIDTH, Tile};
 use chipbound_wire::{Digest, KeyId, OrderId, Result};
 use http::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncRead;
 use zeroize::Zeroizing;
+
+/// Bytes of a bundle of entries of the receipts' log, the largest of its tiles.
+pub(crate) const MAX_TILE: usize = 34 * TILE_WIDTH as usize;
 
 /// A server's API in the name of one user.
 pub struct Api {
@@ -96,6 +100,16 @@ impl Api {
     /// Asks for a receipted release again.
     pub async fn redownload(&self, receipt: &[u8]) -> Result<Order> {
         self.post("/v1/redownloads", &[], &Redownload { receipt: Base64(receipt.to_vec()) }).await
+    }
+
+    /// An order as it stands.
+    pub async fn order_state(&self, order: &OrderId) -> Result<Order> {
+        self.get(&format!("/v1/orders/{order}")).await
+    }
+
+    /// A tile of hashes of the receipts' log.
+    pub async fn log_tile(&self, tile: &Tile) -> Result<Vec<u8>> {
+        Ok(self.client.get_bytes(&format!("/log/tile/{tile}"), None, MAX_TILE).await?.into())
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {

@@ -6,11 +6,15 @@
 //! | `processor` | the path of the processor's socket, as `processor enroll` last used it |
 //! | `receipts/ORDER.receipt` | signed receipts |
 //! | `receipts/ORDER.transfer` | the server's signed word that the order is for another processor |
+//! | `receipts/ORDER.tlog-proof` | the proof that the receipt is in its server's log |
+//! | `logs/DIGEST.tlog-proof` | for each server's log the proof with the largest checkpoint that was seen |
+//! | `logs/evidence/` | two checkpoints of one log that do not fit together, by their own digests |
 //! | `authorities/DIGEST.der` | root certificates under which receipts were verified |
 //! | `pending/NAME.json` | one purchase under way: its idempotency key, written before the order is placed |
 
 use chipbound_host::files::{create_private_folder, read_private, write_durably};
 use chipbound_transport::ServerTrust;
+use chipbound_wire::limits::MAX_PROOF_FILE;
 use chipbound_wire::{Code, Digest, OrderId, Refusal, Result, Time};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -22,6 +26,9 @@ use zeroize::ZeroizeOnDrop;
 
 /// Where the processor listens that was set up for the whole machine.
 pub const SYSTEM_SOCKET: &str = "/run/chipbound/processor.sock";
+
+/// How the files of proofs end, as C2SP tlog-proof has it.
+pub(crate) const PROOF: &str = "tlog-proof";
 
 /// Bytes of the file of a log-in, its TLS root included.
 const MAX_SESSION: usize = 64 * 1024;
@@ -128,6 +135,48 @@ impl Home {
     #[must_use]
     pub fn receipt_path(&self, order: &OrderId) -> PathBuf {
         self.0.join("receipts").join(format!("{order}.receipt"))
+    }
+
+    /// Where the proof lies that the receipt of an order is in its server's log.
+    #[must_use]
+    pub fn proof_path(&self, order: &OrderId) -> PathBuf {
+        self.0.join("receipts").join(format!("{order}.{PROOF}"))
+    }
+
+    /// Stores the proof that the receipt of an order is in its server's log.
+    pub fn store_proof(&self, order: &OrderId, proof: &str) -> Result<()> {
+        self.ready()?;
+        create_private_folder(&self.0.join("receipts"))?;
+        write_durably(&self.proof_path(order), proof.as_bytes(), 0o600)
+    }
+
+    /// The proof with the largest checkpoint of the log with this origin that was seen here.
+    pub fn newest_proof(&self, origin: &str) -> Result<Option<Vec<u8>>> {
+        match self.newest_path(origin) {
+            path if path.exists() => chipbound_host::files::read(&path, MAX_PROOF_FILE).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Remembers a proof as the one with the largest checkpoint of its log.
+    pub fn store_newest_proof(&self, origin: &str, proof: &[u8]) -> Result<()> {
+        self.ready()?;
+        create_private_folder(&self.0.join("logs"))?;
+        write_durably(&self.newest_path(origin), proof, 0o600)
+    }
+
+    fn newest_path(&self, origin: &str) -> PathBuf {
+        self.0.join("logs").join(format!("{}.{PROOF}", Digest::of(origin.as_bytes())))
+    }
+
+    /// Keeps proofs whose checkpoints do not fit together; returns their folder.
+    pub fn store_evidence(&self, proofs: [&[u8]; 2]) -> Result<PathBuf> {
+        let folder = self.0.join("logs").join("evidence");
+        create_private_folder(&folder)?;
+        for proof in proofs {
+            write_durably(&folder.join(format!("{}.{PROOF}", Digest::of(proof))), proof, 0o600)?;
+        }
+        Ok(folder)
     }
 
     /// Stores a signed receipt; it is on the disk when this returns.

@@ -10,6 +10,8 @@ pub mod client;
 pub mod control;
 pub mod demo;
 pub mod home;
+pub mod log;
+pub mod log_audit;
 pub mod output;
 pub mod receipts;
 pub mod run;

@@ -7,7 +7,7 @@ use crate::server::Server;
 use crate::storage::Repository;
 use axum::Router;
 use axum::extract::{ConnectInfo, State};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use chipbound_transport::extract::{Bearer, Json, Path, Upload};
 use chipbound_transport::{ApiError, Upgrade};
@@ -17,6 +17,7 @@ use chipbound_wire::api::{
 };
 use chipbound_wire::limits::MAX_PROGRAM;
 use chipbound_wire::{Code, Digest, OrderId, Refusal};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, Method, StatusCode};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -104,8 +105,33 @@ pub(crate) fn table<R: Repository>() -> Vec<Entry<R>> {
                 .answers(Body::json::<Transferring>()),
             post(transfer::<R>),
         ),
+        (
+            row(get_.clone(), "/log/checkpoint", ANYBODY, "The newest signed checkpoint of the receipts' log (C2SP tlog-checkpoint)")
+                .answers(Body::Octets),
+            get(log_checkpoint::<R>),
+        ),
+        (
+            row(get_.clone(), "/log/tile/{*tile}", ANYBODY, "A tile of the receipts' log, of hashes or of entries (C2SP tlog-tiles)")
+                .answers(Body::Octets),
+            get(log_tile::<R>),
+        ),
+        (row(get_.clone(), "/log/key", ANYBODY, "The signed statement on the log's key").answers(Body::Octets), get(log_key::<R>)),
         (row(get_, "/v1/openapi.json", ANYBODY, "This description").answers(Body::Octets), get(describe::<R>)),
     ]
+}
+
+async fn log_checkpoint<R: Repository>(State(server): Shared<R>) -> Result<impl IntoResponse, ApiError> {
+    let note = server.log_checkpoint().await?;
+    Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8"), (CACHE_CONTROL, "no-cache")], note))
+}
+
+async fn log_tile<R: Repository>(State(server): Shared<R>, Path(tile): Path<String>) -> Result<impl IntoResponse, ApiError> {
+    let bytes = server.log_tile(&tile).await?;
+    Ok(([(CONTENT_TYPE, "application/octet-stream"), (CACHE_CONTROL, "public, max-age=31536000, immutable")], bytes))
+}
+
+async fn log_key<R: Repository>(State(server): Shared<R>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/cose"), (CACHE_CONTROL, "no-cache")], server.log_statement())
 }
 
 async fn describe<R: Repository>() -> Json<&'static serde_json::Value> {

@@ -4,7 +4,8 @@ use crate::storage::Location;
 use chipbound_host::files::read_private;
 use chipbound_session::server as second_path;
 use chipbound_transport::ServeLimits;
-use chipbound_wire::limits::MAX_TEXT;
+use chipbound_wire::bounded::Text;
+use chipbound_wire::limits::{MAX_CHOICES, MAX_NAME, MAX_TEXT};
 use chipbound_wire::suite::{Aead, Kem, KeyMode, Suite};
 use chipbound_wire::{Code, Refusal, Result};
 use serde::Deserialize;
@@ -162,6 +163,8 @@ pub struct Policy {
     pub seller: String,
     /// The conditions in each confirmation, for people.
     pub conditions: String,
+    /// The taxes that every price contains.
+    pub taxes: Vec<Tax>,
     /// Suites, best first.
     #[serde(deserialize_with = "suites")]
     pub suites: Vec<Suite>,
@@ -183,12 +186,23 @@ pub struct Policy {
     pub deliveries_per_account: usize,
 }
 
+/// A tax that prices contain, as receipts show it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tax {
+    /// Its name.
+    pub name: String,
+    /// Its rate in hundredths of a percent: 1900 is 19 %.
+    pub rate: u32,
+}
+
 impl Default for Policy {
     fn default() -> Self {
         let suite = |kem, aead| Suite { kem, aead };
         Self {
             seller: String::new(),
             conditions: "For one processor; the receipt downloads it again.".to_owned(),
+            taxes: Vec::new(),
             suites: vec![
                 suite(Kem::XWing, Aead::Aes256Gcm),
                 suite(Kem::XWing, Aead::ChaCha20Poly1305),
@@ -235,6 +249,9 @@ impl Policy {
         }
         if self.conditions_text().len() > MAX_TEXT || self.conditions_text().chars().any(char::is_control) {
             return bad("seller and conditions are one line of at most 1024 bytes");
+        }
+        if self.taxes.len() > MAX_CHOICES || self.taxes.iter().any(|tax| Text::<MAX_NAME>::new(tax.name.clone()).is_err()) {
+            return bad("taxes are at most 16, each with a name of one line of at most 128 bytes");
         }
         Ok(())
     }

@@ -141,9 +141,11 @@ url = \"{authority}\"
 [database]
 # url = \"sqlite:server.db\"
 
+# Taxes that every price contains, in hundredths of a percent, as receipts show them: taxes = [{{ name = \"VAT\", rate = 1900 }}]
 [policy]
 # seller = \"\"
 # conditions = \"For one processor; the receipt downloads it again.\"
+# taxes = []
 # suites = [\"x-wing+aes-256-gcm\", \"x-wing+chacha20-poly1305\", \"dhkem-p256+aes-256-gcm\", \"dhkem-p256+chacha20-poly1305\"]
 # key_mode = \"direct\"
 # order_seconds = 86400

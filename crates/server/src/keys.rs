@@ -2,11 +2,12 @@
 //! replaceable alone (`rotation`).
 
 use crate::log_key::LogSigner;
+use crate::standing::load_trust;
 use chipbound_host::files::{PRIVATE, PUBLIC, read, write_durably, write_new};
 use chipbound_host::{FileKey, Kek, now};
 use chipbound_session::tls::Identity;
 use chipbound_wire::bounded::{Bytes, List, decode, encode};
-use chipbound_wire::certificate::{Chain, Role, Trust};
+use chipbound_wire::certificate::{Chain, Role};
 use chipbound_wire::limits::{MAX_CERTIFICATE, MAX_CHAIN};
 use chipbound_wire::tlog::origin_of;
 use chipbound_wire::{Code, Refusal, Result};
@@ -78,9 +79,9 @@ impl ServerKeys {
         }
     }
 
-    /// Reads keys and chains from the folder, of the server under the authority with this root certificate; makes the log's key
-    /// where there is none yet. [`Code::NotEnrolled`] where a chain is missing.
-    pub fn load(folder: &Path, kek: &Kek, root: &[u8]) -> Result<Self> {
+    /// Reads keys and chains from the folder; makes the log's key where there is none yet. [`Code::NotEnrolled`] where a chain is
+    /// missing.
+    pub fn load(folder: &Path, kek: &Kek) -> Result<Self> {
         let load = |role| {
             finish_replacement(folder, role)?;
             let key = Arc::new(FileKey::load(&key_file(folder, role), kek, &context(role))?);
@@ -89,16 +90,17 @@ impl ServerKeys {
         let receipt = load(ROLES[2])?;
         let log = match LogSigner::load(folder, kek)? {
             Some(log) => log,
-            None => LogSigner::create(folder, kek, &receipt, &log_origin(&receipt, root)?, now())?,
+            None => LogSigner::create(folder, kek, &receipt, &log_origin(&receipt, folder)?, now())?,
         };
         Ok(Self { second_path: load(ROLES[0])?, statement: load(ROLES[1])?, receipt, log: Arc::new(log) })
     }
 }
 
-/// The origin of the log of the server with this receipt key.
-fn log_origin(receipt: &Identity, root: &[u8]) -> Result<String> {
-    let certified = Trust::new(root)?.verify(&receipt.chain, Role::ServerReceipt, now())?;
-    Ok(origin_of(root, certified.subject()))
+/// The origin of the log of the server with this receipt key, under the authority whose root is in the folder.
+fn log_origin(receipt: &Identity, folder: &Path) -> Result<String> {
+    let trust = load_trust(folder)?;
+    let certified = trust.verify(&receipt.chain, Role::ServerReceipt, now())?;
+    Ok(origin_of(trust.root(), certified.subject()))
 }
 
 /// The key that is to replace that of `role`: one that an interrupted replacement left, or a fresh one. Its file is beside the old

@@ -29,7 +29,8 @@ fn describe(routes: impl Iterator<Item = Route>) -> Value {
     for route in routes {
         let method = route.method.as_str().to_lowercase();
         let operation = operation(&route, &mut schemas);
-        let path = paths.entry(route.path).or_insert_with(|| json!({}));
+        // axum marks what takes the rest of a path.
+        let path = paths.entry(route.path.replace("{*", "{")).or_insert_with(|| json!({}));
         path[method] = operation;
     }
     let mut components = schemas.take_definitions(true);
@@ -88,7 +89,8 @@ fn content(body: Body, schemas: &mut SchemaGenerator) -> Option<Value> {
 }
 
 fn parameters(route: &Route) -> Vec<Value> {
-    let in_path = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let in_path =
+        route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).map(|name| name.trim_start_matches('*'));
     let in_path = in_path.map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }));
     let in_headers = route.headers.iter().map(
         |(name, about)| json!({ "name": name, "in": "header", "required": true, "description": about, "schema": { "type": "string" } }),

@@ -68,7 +68,8 @@ impl<R: Repository> Server<R> {
         if running && self.now() > order.expires_at {
             order.state = OrderState::Expired;
         }
-        Ok(shown(order))
+        let proof = if order.receipt.is_some() { self.repository.log_proof(order.order).await? } else { None };
+        Ok(Order { proof, ..shown(order) })
     }
 
     /// The customer agrees to the confirmation with that digest: the price is held (step 1002, charge authorised).
@@ -107,5 +108,6 @@ pub(crate) fn shown(order: StoredOrder) -> Order {
         confirmation: Base64(order.confirmation),
         receipt: order.receipt.map(Base64),
         transfer: None,
+        proof: None,
     }
 }

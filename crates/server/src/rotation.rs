@@ -38,7 +38,7 @@ pub async fn rotate(config: &Config, which: Which) -> Result<String> {
     let _alone = alone(&folder)?;
     let kek = Kek::load(&config.kek())?;
     let trust = load_trust(&folder)?;
-    let keys = ServerKeys::load(&folder, &kek, trust.root())?;
+    let keys = ServerKeys::load(&folder, &kek)?;
     let role = match which {
         Which::SecondPath => Role::ServerSecondPath,
         Which::Statement => Role::ServerStatement,

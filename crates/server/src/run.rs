@@ -102,9 +102,8 @@ pub async fn serve_until(config: Config, shutdown: impl Future<Output = ()>, rea
 /// Opens what is on the disk, and gives back what a killed server left.
 async fn open(config: &Config) -> Result<(Arc<Server<Books>>, Standing)> {
     let kek = Kek::load(&config.kek())?;
-    let trust = load_trust(&config.keys())?;
-    let keys = SharedKeys::new(ServerKeys::load(&config.keys(), &kek, trust.root())?);
-    let trust = SharedTrust::new(trust);
+    let keys = SharedKeys::new(ServerKeys::load(&config.keys(), &kek)?);
+    let trust = SharedTrust::new(load_trust(&config.keys())?);
     let clock: Clock = Arc::new(now);
     let standing = Standing {
         authority: config.authority.url.clone(),

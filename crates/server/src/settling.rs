@@ -1,16 +1,20 @@
 //! Settlement, receipts and re-download (step 1009; source \[51\]\[52\]\[60\]).
 
+use crate::config::{Policy, Tax};
 use crate::keys::ServerKeys;
 use crate::server::Server;
 use crate::storage::{Delivery, Principal, ReceiptEntry, Repository, Settlement, StoredOrder};
 use chipbound_sealing::{ReleaseSecret, seal_release};
 use chipbound_session::server::{Expected, verify_acknowledgement};
 use chipbound_wire::api::{Acknowledge, Base64, Order, Receipts, Redownload, Settled};
-use chipbound_wire::bounded::Text;
+use chipbound_wire::bounded::{List, Text};
 use chipbound_wire::certificate::Trust;
-use chipbound_wire::documents::{Acknowledgement, Confirmation, Receipt, ReleaseToken};
+use chipbound_wire::documents::{Acknowledgement, Confirmation, LogPlace, Receipt, ReleaseToken, Sale, TaxLine};
+use chipbound_wire::limits::MAX_CHOICES;
+use chipbound_wire::random::fresh;
 use chipbound_wire::signed::{read_claims, verify_document};
-use chipbound_wire::{Code, Digest, OrderId, Refusal, Result, SystemRandom, Time};
+use chipbound_wire::{Amount, Code, Digest, OrderId, Refusal, Result, SystemRandom, Time};
+use std::cmp::Ordering;
 
 /// What release secrets are sealed as, at rest.
 pub(crate) const RELEASE_SECRET: &str = "release secret";
@@ -42,11 +46,12 @@ impl<R: Repository> Server<R> {
             acknowledgement: request.acknowledgement.0.clone(),
             token,
             at: now,
+            log: self.keys.get().log.clone(),
         };
-        let (keys, id) = (self.keys.get(), order.order);
-        let settled = self.repository.settle(settlement, Box::new(move |entry| receipt(&keys, &order, entry, now))).await?;
+        let (keys, policy, id) = (self.keys.get(), self.policy.clone(), order.order);
+        let settled = self.repository.settle(settlement, Box::new(move |entry| receipt(&keys, &policy, &order, entry, now))).await?;
         tracing::info!(order = %id, "settled");
-        Ok(Settled { receipt: Base64(settled.receipt), token: Base64(settled.token) })
+        Ok(Settled { receipt: Base64(settled.receipt), token: Base64(settled.token), proof: settled.proof })
     }
 
     /// The signed token that opens this delivery (step 1010).
@@ -63,6 +68,24 @@ impl<R: Repository> Server<R> {
     pub async fn receipts(&self, customer: &Principal) -> Result<Receipts> {
         let receipts = self.repository.receipts(customer.account).await?;
         Ok(Receipts { receipts: receipts.into_iter().map(Base64).collect() })
+    }
+
+    /// The newest signed checkpoint of the receipts' log; [`Code::NotFound`] before the first receipt.
+    pub async fn log_checkpoint(&self) -> Result<String> {
+        let note = self.repository.log_checkpoint().await?;
+        note.ok_or_else(|| Refusal::new(Code::NotFound, "no receipt was given yet"))
+    }
+
+    /// The tile of the receipts' log at that path below `/log/tile/`; [`Code::NotFound`] where there is none.
+    pub async fn log_tile(&self, path: &str) -> Result<Vec<u8>> {
+        let bytes = self.repository.log_tile(path.parse()?).await?;
+        bytes.ok_or_else(|| Refusal::new(Code::NotFound, "the log is not that large"))
+    }
+
+    /// The receipt key's signed statement on the key that signs the log now.
+    #[must_use]
+    pub fn log_statement(&self) -> Vec<u8> {
+        self.keys.get().log.statement().to_vec()
     }
 
     /// A receipt buys the same release for the same processor again, or for the one that its order was transferred to (source \[60\]): its order, for which tickets are issued from
@@ -101,8 +124,15 @@ impl<R: Repository> Server<R> {
 }
 
 /// The signed receipt of an order whose price is captured by `entry`.
-fn receipt(keys: &ServerKeys, order: &StoredOrder, entry: &ReceiptEntry, at: Time) -> Result<Vec<u8>> {
+fn receipt(keys: &ServerKeys, policy: &Policy, order: &StoredOrder, entry: &ReceiptEntry, at: Time) -> Result<Vec<u8>> {
     let agreed: Confirmation = read_claims(&order.confirmation)?;
+    let sale = Sale {
+        seller: entry.seller,
+        name: Text::new(policy.seller.clone())?,
+        taxes: tax_lines(&policy.taxes, order.price)?,
+        conditions: agreed.conditions,
+    };
+    let log = LogPlace { origin: Text::new(keys.log.key().origin())?, index: entry.index, salt: Digest(fresh(&mut SystemRandom)) };
     keys.receipt.signer().sign(&Receipt {
         number: entry.number,
         order: order.order,
@@ -115,7 +145,45 @@ fn receipt(keys: &ServerKeys, order: &StoredOrder, entry: &ReceiptEntry, at: Tim
         payment: Text::new(entry.payment.clone())?,
         issued_at: at,
         redownload_until: order.redownload_until,
-        sale: None,
-        log: None,
+        sale: Some(sale),
+        log: Some(log),
     })
+}
+
+/// What of an amount each tax is: the price without taxes is such that all of them together with it come to the amount. Rounded to the
+/// nearest minor unit, halves to even.
+fn tax_lines(taxes: &[Tax], amount: Amount) -> Result<List<TaxLine, MAX_CHOICES>> {
+    let whole = taxes.iter().fold(10_000, |sum, tax| sum + u128::from(tax.rate));
+    let line = |tax: &Tax| {
+        let share = u128::from(amount.minor) * u128::from(tax.rate);
+        let (minor, rest) = (share / whole, share % whole);
+        let up = match (rest * 2).cmp(&whole) {
+            Ordering::Less => 0,
+            Ordering::Equal => minor % 2,
+            Ordering::Greater => 1,
+        };
+        let minor = u64::try_from(minor + up).map_err(|_| Refusal::new(Code::TooLarge, "a tax is larger than any amount"))?;
+        Ok(TaxLine { name: Text::new(tax.name.clone())?, rate: tax.rate, minor })
+    };
+    List::new(taxes.iter().map(line).collect::<Result<_>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taxes_are_contained_in_the_amount_and_rounded_to_the_nearest_unit_halves_to_even() {
+        let amount = |minor| Amount { minor, currency: "EUR".parse().expect("a currency") };
+        let tax = |name: &str, rate| Tax { name: name.to_owned(), rate };
+        let minors = |taxes: &[Tax], of| tax_lines(taxes, amount(of)).expect("few").iter().map(|line| line.minor).collect::<Vec<_>>();
+        assert_eq!(minors(&[], 1250), Vec::<u64>::new());
+        assert_eq!(minors(&[tax("VAT", 1900)], 1190), [190]);
+        assert_eq!(minors(&[tax("VAT", 1900)], 1250), [200], "199.58");
+        assert_eq!(minors(&[tax("all", 10_000)], 1), [0], "a half goes to the even 0");
+        assert_eq!(minors(&[tax("all", 10_000)], 3), [2], "one and a half to the even 2");
+        assert_eq!(minors(&[tax("state", 500), tax("city", 250)], 10_750), [500, 250], "on one and the same price");
+        assert_eq!(minors(&[tax("VAT", 1900)], 0), [0]);
+        assert!(minors(&[tax("much", u32::MAX)], u64::MAX)[0] < u64::MAX);
+    }
 }

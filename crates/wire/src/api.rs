@@ -217,6 +217,9 @@ pub struct Order {
     /// The signed `transfer` by which it is for the processor that it is for now; none where that is the receipt's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<Base64>,
+    /// The proof that the receipt is in the server's log (C2SP tlog-proof), where it is in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<String>,
 }
 
 /// The customer's agreement to a confirmation, by the digest of its signed bytes.
@@ -258,6 +261,9 @@ pub struct Settled {
     pub receipt: Base64,
     /// The signed release token: the same bytes on every repeat.
     pub token: Base64,
+    /// The proof that the receipt is in the server's log (C2SP tlog-proof), where it is in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<String>,
 }
 
 /// A settled order is to be for another processor, because its own is retired or revoked.

@@ -510,3 +510,15 @@ pub struct PackageDocuments {
     #[n(4)]
     pub sealed_manifest: Bytes<{ crate::limits::MAX_DOCUMENT }>,
 }
+
+/// A receipt in a file of its own, with what it takes to verify it anywhere but the authority's root.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct ExportedReceipt {
+    /// The signed [`Receipt`].
+    #[n(0)]
+    pub receipt: Bytes<{ crate::limits::MAX_DOCUMENT }>,
+    /// The proof that it is in its server's log ([`crate::tlog::InclusionProof`]).
+    #[n(1)]
+    pub proof: Option<Bytes<{ crate::limits::MAX_PROOF_FILE }>>,
+}

@@ -95,7 +95,9 @@ fn every_signed_document_follows_the_contract() {
     let signed_seal = signed(&pki, "seal", &seal());
     signed(&pki, "acknowledgement", &sample::acknowledgement(terms.order, &signed_terms, &signed_seal, NOW));
     let receipt = sample::receipt(&confirmation, NOW);
-    signed(&pki, "receipt", &receipt);
+    let exported = Bytes::new(signed(&pki, "receipt", &receipt)).expect("short");
+    let proof = Some(Bytes::new(b"a proof".to_vec()).expect("short"));
+    holds("exported-receipt", &encode(&ExportedReceipt { receipt: exported, proof }));
     signed(&pki, "receipt", &Receipt { sale: None, log: None, ..receipt });
     let key = Bytes::new(vec![1; 32]).expect("short");
     signed(&pki, "log", &LogStatement { origin: Text::new("a/log").expect("short"), key, issued_at: NOW });

@@ -4,7 +4,7 @@ use super::place::{Buyer, Placed, place, verify_again};
 use super::receive::{Received, receive, release};
 use super::store::{Partial, default_target};
 use super::{Device, blocking};
-use crate::receipts;
+use crate::{log, receipts};
 use chipbound_wire::api::{Account, OrderState, Settled};
 use chipbound_wire::certificate::Trust;
 use chipbound_wire::documents::{Confirmation, Receipt, ReleaseToken};
@@ -108,7 +108,7 @@ pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
         transferred: false,
         interpreter: processor.interpreter,
     };
-    let delivered = match order.state {
+    let (delivered, in_log) = match order.state {
         OrderState::Confirmed => {
             device.api.agree(&confirmation.order, confirmation.digest()).await?;
             device.story.step(1002, &format!("agreed: {} held, nothing taken", confirmation.price), json!({ "held": confirmation.price }));
@@ -128,6 +128,7 @@ pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
         OrderState::Expired => return Err(Refusal::new(Code::OrderExpired, format!("order {} ran out", confirmation.order))),
     }?;
     pending.done()?;
+    in_log?;
     Ok(delivered)
 }
 
@@ -139,13 +140,10 @@ pub async fn redownload(device: &Device<'_>, receipt: &[u8], line: Wanted, targe
     first_path(device).await?;
     let claims: Receipt = read_claims(receipt)?;
     let target = target.map_or_else(|| default_target(claims.program.name()), Ok)?;
-    fetch_again(
-        device,
-        receipt,
-        &trust,
-        Errand { line, target, size: 0, paid: true, transferred: false, interpreter: processor.interpreter },
-    )
-    .await
+    let errand = Errand { line, target, size: 0, paid: true, transferred: false, interpreter: processor.interpreter };
+    let (delivered, in_log) = fetch_again(device, receipt, &trust, errand).await?;
+    in_log?;
+    Ok(delivered)
 }
 
 /// Sets the first path up: TLS to the server, whose certificate the log-in pinned or a public root signed, and the user's session.
@@ -157,7 +155,7 @@ async fn first_path(device: &Device<'_>) -> Result<Account> {
 }
 
 /// The way of a receipt: asks for the delivery, agrees to nothing, carries it.
-async fn fetch_again(device: &Device<'_>, receipt: &[u8], trust: &Trust, errand: Errand) -> Result<Delivered> {
+async fn fetch_again(device: &Device<'_>, receipt: &[u8], trust: &Trust, errand: Errand) -> Result<(Delivered, Result<()>)> {
     let order = device.api.redownload(receipt).await?;
     let (confirmation, transferred) = verify_again(&order, receipt, trust)?;
     let errand = Errand { transferred, ..errand };
@@ -169,8 +167,14 @@ async fn fetch_again(device: &Device<'_>, receipt: &[u8], trust: &Trust, errand:
     carry(device, &confirmation, trust, &errand).await
 }
 
-/// From an order that is paid or whose price is held to the package on the disk.
-async fn carry(device: &Device<'_>, confirmation: &Verified<Confirmation>, trust: &Trust, errand: &Errand) -> Result<Delivered> {
+/// From an order that is paid or whose price is held to the package on the disk. Beside it: whether the receipt is in the server's log
+/// and the log the one that it was. Where it is not, the customer has what he paid for, and is told.
+async fn carry(
+    device: &Device<'_>,
+    confirmation: &Verified<Confirmation>,
+    trust: &Trust,
+    errand: &Errand,
+) -> Result<(Delivered, Result<()>)> {
     let order = confirmation.order;
     let mut partial = Partial::beside(&errand.target)?; // A folder that cannot be written is found out before anything is delivered.
 
@@ -193,12 +197,13 @@ async fn carry(device: &Device<'_>, confirmation: &Verified<Confirmation>, trust
     partial.reserve(body_size)?; // A disk that is too full is found out before anything is charged.
 
     // 1109 (1009): now, and only now, the charge is taken.
-    let Settled { receipt, token } = device.api.acknowledge(&order, acknowledgement).await?;
+    let Settled { receipt, token, proof } = device.api.acknowledge(&order, acknowledgement).await?;
 
     // 1111 (1009): receipt and release token; the receipt is verified and on the disk before anything else is done with them.
     let receipt = receipts::verify(&receipt.0, &[trust.root().to_vec()])?;
     check_receipt(&receipt, confirmation, errand.transferred)?;
     let receipt_path = device.home.store_receipt(&order, receipt.bytes())?;
+    let in_log = log::check(device.home, device.api, &receipt, proof.as_deref(), trust).await;
     check_token(&read_claims(&token.0)?, confirmation)?;
     let facts = json!({ "receipt": receipt.number, "charged": !errand.paid, "amount": receipt.amount, "payment": &*receipt.payment, "path": receipt_path });
     let charged = if errand.paid { "nothing charged; the same".to_owned() } else { format!("{} charged;", receipt.amount) };
@@ -219,7 +224,8 @@ async fn carry(device: &Device<'_>, confirmation: &Verified<Confirmation>, trust
 
     // 1117 (1012): the second path ended with close_notify in `receive`; the conversation and the first path end here.
     device.story.step(1012, "both paths closed", json!({}));
-    Ok(Delivered { package, size, receipt, receipt_path, chosen })
+    let in_log = in_log.map_err(|e| Refusal::new(e.code, format!("{}; the package is whole in {}", e.detail, package.display())));
+    Ok((Delivered { package, size, receipt, receipt_path, chosen }, in_log))
 }
 
 /// Has a ticket and the delivery that it admits.

@@ -13,8 +13,6 @@ use crate::receipts;
 use chipbound_processor::line::SLOWEST;
 use chipbound_transport::ServerTrust;
 use chipbound_wire::control::WaitingDelivery;
-use chipbound_wire::documents::Receipt;
-use chipbound_wire::signed::read_claims;
 use chipbound_wire::suite::KeyMode;
 use chipbound_wire::{Amount, Code, KeyId, OrderId, Refusal, Result};
 use clap::Subcommand;
@@ -130,29 +128,9 @@ pub enum Verb {
         #[arg(long)]
         offline: bool,
     },
-    /// Verify or show one receipt, without a server
+    /// Show, verify and hand on receipts, without a server
     #[command(subcommand)]
-    Receipt(ReceiptVerb),
-}
-
-/// What is done with one receipt.
-#[derive(Subcommand, Debug)]
-pub enum ReceiptVerb {
-    /// Verify a receipt's signature, certificate and role at its time of issue
-    #[command(after_help = "Example:\n  chipbound receipt verify 7c9e6679f0a34de28b1dd0c1c4e0a9b2 --root authority/root.der")]
-    Verify {
-        /// A receipt's file, or the order whose receipt is kept
-        receipt: String,
-        /// The authority's root certificate, PEM or DER [default: the authorities met here]
-        #[arg(long, value_name = "FILE")]
-        root: Option<PathBuf>,
-    },
-    /// Show what a receipt says, unverified
-    #[command(after_help = "Example:\n  chipbound receipt show 7c9e6679f0a34de28b1dd0c1c4e0a9b2")]
-    Show {
-        /// A receipt's file, or the order whose receipt is kept
-        receipt: String,
-    },
+    Receipt(super::receipts::Verb),
 }
 
 impl Verb {
@@ -186,7 +164,7 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
             Ok(())
         }
         Verb::Redownload { receipt, output: target, line } => {
-            let receipt = receipts::find(&home, &receipt)?;
+            let receipt = receipts::find(&home, &receipt)?.receipt;
             let (session, api) = logged_in(&home)?;
             let socket = home.processor(common.processor.as_deref());
             let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
@@ -194,7 +172,7 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
             Ok(())
         }
         Verb::Transfer { receipt, to } => {
-            let receipt = receipts::find(&home, &receipt)?;
+            let receipt = receipts::find(&home, &receipt)?.receipt;
             let (session, api) = logged_in(&home)?;
             let (socket, to) = (home.processor(common.processor.as_deref()), destination(to).await?);
             let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
@@ -205,8 +183,8 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
         }
         Verb::Downloads { give_up: None } => downloads(&home.processor(common.processor.as_deref()), output).await,
         Verb::Downloads { give_up: Some(order) } => give_up(&home.processor(common.processor.as_deref()), output, order).await,
-        Verb::Receipts { offline } => list_receipts(&home, output, offline).await,
-        Verb::Receipt(verb) => one_receipt(&home, output, verb),
+        Verb::Receipts { offline } => super::receipts::list(&home, output, offline).await,
+        Verb::Receipt(verb) => super::receipts::execute(verb, &home, output).await,
     }
 }
 
@@ -356,60 +334,5 @@ async fn balance(home: &Home, output: &Output) -> Result<()> {
     let lines: Vec<_> = account.balances.iter().map(|b| format!("{} ({} held)", b.available, b.held)).collect();
     let text = if lines.is_empty() { "no money yet".to_owned() } else { lines.join("\n") };
     output.result(text, &json!(account));
-    Ok(())
-}
-
-async fn list_receipts(home: &Home, output: &Output, offline: bool) -> Result<()> {
-    if !offline {
-        let (_, api) = logged_in(home)?;
-        for receipt in api.receipts().await?.receipts {
-            let claims: Receipt = read_claims(&receipt.0)?;
-            if !home.receipt_path(&claims.order).exists() {
-                home.store_receipt(&claims.order, &receipt.0)?;
-            }
-        }
-    }
-    let mut found =
-        home.receipts()?.into_iter().map(|(path, bytes)| Ok((read_claims(&bytes)?, path))).collect::<Result<Vec<(Receipt, PathBuf)>>>()?;
-    found.sort_by_key(|(r, _)| std::cmp::Reverse((r.issued_at, r.number)));
-    let row = |(r, _): &(Receipt, PathBuf)| {
-        let program = format!("{} {}", r.program.name(), &*r.version);
-        vec![r.number.to_string(), receipts::moment(r.issued_at), r.amount.to_string(), program, r.order.to_string()]
-    };
-    let rows: Vec<_> = found.iter().map(row).collect();
-    let value = |(r, path): &(Receipt, PathBuf)| {
-        let mut value = receipts::value(r);
-        value["path"] = json!(path);
-        value
-    };
-    let values: Vec<_> = found.iter().map(value).collect();
-    output.table(&["RECEIPT", "ISSUED", "AMOUNT", "PROGRAM", "ORDER"], &rows, &values);
-    Ok(())
-}
-
-fn one_receipt(home: &Home, output: &Output, verb: ReceiptVerb) -> Result<()> {
-    let (receipt, signer) = match verb {
-        ReceiptVerb::Show { receipt } => (read_claims::<Receipt>(&receipts::find(home, &receipt)?)?, None),
-        ReceiptVerb::Verify { receipt, root } => {
-            let roots = receipts::roots(home, root.as_deref())?;
-            let verified = receipts::verify(&receipts::find(home, &receipt)?, &roots)?;
-            ((*verified).clone(), Some(verified.signer().clone()))
-        }
-    };
-    let mut lines: Vec<_> = receipts::lines(&receipt).into_iter().map(|(name, value)| format!("{name:18}{value}")).collect();
-    let mut value = receipts::value(&receipt);
-    match signer {
-        Some(signer) => {
-            lines.push(format!("{:18}{} ({}), key {}", "signed by", signer.subject(), signer.role(), signer.key_id()));
-            lines.push("the receipt is genuine".to_owned());
-            value["verified"] = json!(true);
-            value["signer"] = json!({ "subject": signer.subject(), "key": signer.key_id() });
-        }
-        None => {
-            lines.push("not verified".to_owned());
-            value["verified"] = json!(false);
-        }
-    }
-    output.result(lines.join("\n"), &value);
     Ok(())
 }

@@ -4,6 +4,7 @@ pub mod customer;
 pub mod installed;
 pub mod package;
 pub mod processor;
+pub mod receipts;
 pub mod vendor;
 
 use crate::api::Api;

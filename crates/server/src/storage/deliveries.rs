@@ -2,7 +2,7 @@
 
 use super::books::Books;
 use super::sql::{Lock, Row, Tx, all, first, number, signed, unreadable, values};
-use super::{Deliveries, Delivery, MakeReceipt, ReceiptEntry, SettledOrder, Settlement, StoredOrder, ledger, orders};
+use super::{Deliveries, Delivery, MakeReceipt, ReceiptEntry, SettledOrder, Settlement, StoredOrder, ledger, log, orders};
 use chipbound_wire::api::OrderState;
 use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, Time};
 
@@ -63,11 +63,11 @@ impl Deliveries for Books {
         let settle = move |tx: &dyn Tx| {
             let order = orders::locked(tx, settlement.account, settlement.order)?;
             let token = keep_token(tx, &settlement)?;
-            let receipt = match order.receipt.clone() {
-                Some(receipt) => receipt,
-                None => capture(tx, &order, settlement.at, &make)?,
+            let (receipt, proof) = match order.receipt.clone() {
+                Some(receipt) => (receipt, log::proof(tx, order.order)?),
+                None => capture(tx, &order, &settlement, &make)?,
             };
-            Ok(SettledOrder { receipt, token })
+            Ok(SettledOrder { receipt, token, proof })
         };
         self.write(settle).await
     }
@@ -91,8 +91,9 @@ fn keep_token(tx: &dyn Tx, settlement: &Settlement) -> Result<Vec<u8>> {
     Ok(settlement.token.clone())
 }
 
-/// Captures the price, once, and keeps the receipt that says so.
-fn capture(tx: &dyn Tx, order: &StoredOrder, at: Time, make: &MakeReceipt) -> Result<Vec<u8>> {
+/// Captures the price, once, and keeps the receipt that says so, numbered and entered in the log; returns it with its proof.
+fn capture(tx: &dyn Tx, order: &StoredOrder, settlement: &Settlement, make: &MakeReceipt) -> Result<(Vec<u8>, Option<String>)> {
+    let at = settlement.at;
     orders::check_running(order, at)?;
     if order.state != OrderState::Authorised {
         return Err(Refusal::new(Code::OrderState, "the order was not agreed to: nothing is held for it"));
@@ -102,9 +103,13 @@ fn capture(tx: &dyn Tx, order: &StoredOrder, at: Time, make: &MakeReceipt) -> Re
     let entry = ledger::capture(tx, order.account, vendor, order.order, order.price, at)?;
     tx.alone(Lock::Numbering)?;
     let next = number(tx, "SELECT coalesce(max(number), 0) + 1 AS n FROM receipts", &[])?;
-    let receipt = make(&ReceiptEntry { number: next, payment: format!("entry-{entry}") })?;
-    let insert = "INSERT INTO receipts (number, order_id, account, receipt) VALUES ($1, $2, $3, $4)";
-    tx.execute(insert, values![signed(next)?, &order.order, &order.account, &receipt])?;
+    let mut log = log::open(tx)?;
+    let index = log.next();
+    let receipt = make(&ReceiptEntry { number: next, payment: format!("entry-{entry}"), seller: vendor, index })?;
+    let insert = "INSERT INTO receipts (number, order_id, account, receipt, log_index) VALUES ($1, $2, $3, $4, $5)";
+    tx.execute(insert, values![signed(next)?, &order.order, &order.account, &receipt, signed(index)?])?;
+    log.enter(&receipt);
+    let proof = log.close(tx, &settlement.log, at)?.pop();
     orders::set_state(tx, order.order, OrderState::Settled)?;
-    Ok(receipt)
+    Ok((receipt, proof))
 }

@@ -10,6 +10,7 @@ mod books;
 mod deliveries;
 mod engine;
 mod ledger;
+mod log;
 mod orders;
 mod parcels;
 mod releases;
@@ -20,14 +21,17 @@ mod transfers;
 
 pub use books::{Books, Location};
 
+use crate::log_key::LogSigner;
 use chipbound_session::Roots;
 use chipbound_wire::api::{AccountRole, Balance, OrderState};
 use chipbound_wire::suite::{Aead, Kem, KeyMode};
+use chipbound_wire::tlog::Tile;
 use chipbound_wire::{AccountId, Amount, Digest, KeyId, OrderId, ProgramId, Result, Time};
 use std::future::Future;
+use std::sync::Arc;
 
 /// Everything that the server keeps. Every method can fail with [`chipbound_wire::Code::Database`].
-pub trait Repository: Accounts + Releases + Orders + Deliveries + Parcels + Transfers + Send + Sync + 'static {}
+pub trait Repository: Accounts + Releases + Orders + Deliveries + Parcels + Transfers + Log + Send + Sync + 'static {}
 
 /// An account as it is made.
 #[derive(Clone)]
@@ -390,6 +394,8 @@ pub struct Settlement {
     pub token: Vec<u8>,
     /// When.
     pub at: Time,
+    /// Signs the log in which the receipt is entered.
+    pub log: Arc<LogSigner>,
 }
 
 /// What a receipt says that only the books know.
@@ -399,6 +405,10 @@ pub struct ReceiptEntry {
     pub number: u64,
     /// The ledger entry that captures the price.
     pub payment: String,
+    /// The vendor's account.
+    pub seller: AccountId,
+    /// Its place in the log.
+    pub index: u64,
 }
 
 /// What the owner gets for an acknowledgement.
@@ -408,6 +418,8 @@ pub struct SettledOrder {
     pub receipt: Vec<u8>,
     /// The signed release token.
     pub token: Vec<u8>,
+    /// The proof that the receipt is in the log (C2SP tlog-proof); none for receipts that are older than it.
+    pub proof: Option<String>,
 }
 
 /// Makes the signed receipt inside the transaction that captures.
@@ -424,4 +436,14 @@ pub trait Deliveries {
     fn settle(&self, settlement: Settlement, receipt: MakeReceipt) -> impl Future<Output = Result<SettledOrder>> + Send;
     /// The account's newest 256 receipts, newest first.
     fn receipts(&self, account: AccountId) -> impl Future<Output = Result<Vec<Vec<u8>>>> + Send;
+}
+
+/// The receipts' log. It grows where receipts are given.
+pub trait Log {
+    /// The newest signed checkpoint; none before the first receipt.
+    fn log_checkpoint(&self) -> impl Future<Output = Result<Option<String>>> + Send;
+    /// The bytes of a tile, at most 8,704; none where the log is not that large.
+    fn log_tile(&self, tile: Tile) -> impl Future<Output = Result<Option<Vec<u8>>>> + Send;
+    /// The proof that the receipt of an order is in the log: the same each time.
+    fn log_proof(&self, order: OrderId) -> impl Future<Output = Result<Option<String>>> + Send;
 }

@@ -31,6 +31,8 @@ pub(super) enum Lock {
     Publishing = 1,
     /// Give a receipt its number.
     Numbering = 2,
+    /// Enter receipts in the log; taken after the number.
+    Logging = 3,
 }
 
 /// A value that goes into a statement.

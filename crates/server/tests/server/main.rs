@@ -5,6 +5,7 @@
 mod accounts;
 mod daemon;
 mod deliveries;
+mod log;
 mod memory;
 mod openapi;
 mod orders;

@@ -103,31 +103,29 @@ impl FromStr for Tile {
     }
 }
 
-/// Fetched tiles of hashes as a source of the tree.
-#[derive(Debug)]
-pub struct Tiles {
+/// The tree by its tiles of hashes, each fetched when it is first asked for.
+pub struct Tiles<F> {
     size: u64,
+    fetch: F,
     tiles: HashMap<Tile, Vec<u8>>,
 }
 
-impl Tiles {
-    /// Tiles of the log of `size` entries, none yet.
-    #[must_use]
-    pub fn of(size: u64) -> Self {
-        Self { size, tiles: HashMap::new() }
+impl<F> std::fmt::Debug for Tiles<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tiles({} of {} entries)", self.tiles.len(), self.size)
     }
+}
 
-    /// Adds a tile; [`Code::Malformed`] where its length is not that of its width.
-    pub fn add(&mut self, tile: Tile, bytes: Vec<u8>) -> Result<()> {
-        if bytes.len() as u64 != tile.width * 32 {
-            return Err(Refusal::new(Code::Malformed, format!("tile {tile} has {} bytes", bytes.len())));
-        }
-        self.tiles.insert(tile, bytes);
-        Ok(())
+impl<F: FnMut(&Tile) -> Result<Vec<u8>>> Tiles<F> {
+    /// The tree of the log of `size` entries, whose tiles `fetch` brings.
+    pub fn new(size: u64, fetch: F) -> Self {
+        Self { size, fetch, tiles: HashMap::new() }
     }
+}
 
-    /// Which tiles it takes to see that the log of `old` entries is the beginning of this one, and what the root of this one is.
-    pub fn needed(old: u64, new: u64) -> Result<Vec<Tile>> {
+impl Tile {
+    /// Which tiles it takes to see that the log of `old` entries is the beginning of that of `new`, and what both roots are.
+    pub fn needed(old: u64, new: u64) -> Result<Vec<Self>> {
         let mut wanted = Wanted { size: new, tiles: Vec::new() };
         consistency_proof(&mut wanted, old, new)?;
         tree_root(&mut wanted, old)?;
@@ -145,11 +143,17 @@ fn place(start: u64, end: u64, size: u64) -> Option<(Tile, usize)> {
     Some((tile, (position % TILE_WIDTH) as usize))
 }
 
-impl Subtrees for Tiles {
+impl<F: FnMut(&Tile) -> Result<Vec<u8>>> Subtrees for Tiles<F> {
     fn known(&mut self, start: u64, end: u64) -> Result<Option<TreeHash>> {
         let Some((tile, at)) = place(start, end, self.size) else { return Ok(None) };
-        let bytes = self.tiles.get(&tile).ok_or_else(|| Refusal::new(Code::NotFound, format!("tile {tile} of the log is missing")))?;
-        bytes.as_chunks().0.get(at).copied().map(|hash| Some(TreeHash(hash))).ok_or_else(|| Refusal::new(Code::Internal, "a short tile"))
+        if !self.tiles.contains_key(&tile) {
+            let bytes = (self.fetch)(&tile)?;
+            if bytes.len() as u64 != tile.width * 32 {
+                return Err(Refusal::new(Code::Malformed, format!("tile {tile} of the log has {} bytes", bytes.len())));
+            }
+            self.tiles.insert(tile, bytes);
+        }
+        Ok(self.tiles[&tile].as_chunks().0.get(at).copied().map(TreeHash))
     }
 }
 

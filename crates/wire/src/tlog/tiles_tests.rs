@@ -20,15 +20,10 @@ fn log(size: u64) -> (Vec<Vec<TreeHash>>, Vec<TreeHash>) {
     (levels, roots)
 }
 
-fn tiles(levels: &[Vec<TreeHash>], size: u64, which: &[Tile]) -> Tiles {
-    let mut tiles = Tiles::of(size);
-    for tile in which {
-        let TileKind::Hashes(level) = tile.kind else { panic!("not a tile of hashes") };
-        let range = tile.positions();
-        let bytes = levels[level as usize][range.start as usize..range.end as usize].iter().flat_map(|hash| hash.0).collect();
-        tiles.add(*tile, bytes).unwrap();
-    }
-    tiles
+fn fetched(levels: &[Vec<TreeHash>], tile: &Tile) -> Vec<u8> {
+    let TileKind::Hashes(level) = tile.kind else { panic!("not a tile of hashes") };
+    let range = tile.positions();
+    levels[level as usize][range.start as usize..range.end as usize].iter().flat_map(|hash| hash.0).collect()
 }
 
 #[test]
@@ -98,9 +93,12 @@ fn the_needed_tiles_are_enough_to_compare_two_sizes_and_few() {
     for (old, new) in
         [(0, 1), (1, 2), (255, 256), (256, 257), (300, 70_000), (65_536, 70_000), (65_535, 65_537), (70_000, 70_000), (1, 70_000)]
     {
-        let needed = Tiles::needed(old, new).unwrap();
+        let needed = Tile::needed(old, new).unwrap();
         assert!(needed.len() <= 6, "{} tiles from {old} to {new}", needed.len());
-        let mut tiles = tiles(&levels, new, &needed);
+        let mut tiles = Tiles::new(new, |tile: &Tile| {
+            assert!(needed.contains(tile), "{tile}");
+            Ok(fetched(&levels, tile))
+        });
         assert_eq!(tree_root(&mut tiles, new).unwrap(), roots[new as usize]);
         assert_eq!(tree_root(&mut tiles, old).unwrap(), roots[old as usize]);
         let proof = consistency_proof(&mut tiles, old, new).unwrap();
@@ -110,10 +108,10 @@ fn the_needed_tiles_are_enough_to_compare_two_sizes_and_few() {
 
 #[test]
 fn missing_and_wrongly_long_tiles_and_bundles_are_refused() {
-    let tile: Tile = "0/000.p/2".parse().unwrap();
-    let mut tiles = Tiles::of(2);
-    assert_eq!(tree_root(&mut tiles, 2).unwrap_err().code, Code::NotFound);
-    assert_eq!(tiles.add(tile, vec![0; 63]).unwrap_err().code, Code::Malformed);
+    let missing = Tiles::new(2, |_: &Tile| Err(Refusal::new(Code::NotFound, "gone")));
+    let short = Tiles::new(2, |_: &Tile| Ok(vec![0; 63]));
+    assert_eq!(tree_root(&mut { missing }, 2).unwrap_err().code, Code::NotFound);
+    assert_eq!(tree_root(&mut { short }, 2).unwrap_err().code, Code::Malformed);
     let bundle = entry_bundle(&[[1; 32], [2; 32]]);
     assert_eq!(read_entry_bundle(&bundle, 2).unwrap(), [[1; 32], [2; 32]]);
     let mut other = bundle.clone();

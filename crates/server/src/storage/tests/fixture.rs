@@ -1,14 +1,19 @@
 //! Books with three accounts, one release and some money, on either engine.
 
+use crate::log_key::LogSigner;
 use crate::storage::{
     Accounts, Books, Deliveries, Delivery, Location, MakeReceipt, NewAccount, NewOrder, Orders, PendingUpload, Releases, SettledOrder,
     Settlement, StoredOrder, StoredRelease,
 };
+use chipbound_session::tls::Identity;
+use chipbound_testkit::Pki;
 use chipbound_testkit::postgres::Cluster;
 use chipbound_wire::api::{AccountRole, OrderState};
+use chipbound_wire::certificate::Role;
 use chipbound_wire::suite::{Kem, KeyMode};
 use chipbound_wire::{AccountId, Amount, Code, Digest, KeyId, OrderId, ProgramId, Result, Time};
 use rusqlite::Connection;
+use std::sync::{Arc, OnceLock};
 
 pub(super) const NOW: Time = Time(1_000_000);
 pub(super) const BUYER: AccountId = AccountId([1; 16]);
@@ -36,6 +41,17 @@ impl Place {
 pub(super) struct Fixture {
     pub(super) place: Place,
     pub(super) repository: Books,
+}
+
+/// One key for the logs of all fixtures.
+pub(super) fn log_signer() -> Arc<LogSigner> {
+    static MADE: OnceLock<Arc<LogSigner>> = OnceLock::new();
+    let make = || {
+        let holder = Pki::new(NOW).holder(Role::ServerReceipt);
+        let receipt = Identity { key: Arc::new(holder.key), chain: holder.chain };
+        Arc::new(LogSigner::generate(&receipt, "a/log", NOW).expect("a key").0)
+    };
+    MADE.get_or_init(make).clone()
 }
 
 pub(super) fn eur(minor: u64) -> Amount {
@@ -157,6 +173,7 @@ impl Fixture {
             acknowledgement: b"acknowledged".to_vec(),
             token: token.to_vec(),
             at: NOW,
+            log: log_signer(),
         };
         let make: MakeReceipt = Box::new(move |entry| Ok(format!("receipt {} {} {number}", entry.number, entry.payment).into_bytes()));
         self.repository.settle(settlement, make).await

@@ -1,6 +1,7 @@
 //! One suite, run on both engines.
 
 mod fixture;
+mod log;
 mod orders;
 mod rest;
 
@@ -40,6 +41,9 @@ tests! {
     orders::a_foreign_order_is_as_if_it_were_not_there,
     orders::a_ticket_admits_once_in_time_and_its_owner_only,
     orders::a_settled_order_is_delivered_again_for_its_receipt_only,
+    log::every_receipt_is_entered_in_the_log_and_proven_the_same_each_time,
+    log::the_log_only_grows,
+    log::a_receipt_from_before_the_log_has_no_proof,
     rest::a_release_is_new_and_its_sequence_rises,
     rest::two_uploads_of_one_version_publish_it_once,
     rest::a_common_package_is_made_once,

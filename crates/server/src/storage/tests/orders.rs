@@ -1,6 +1,6 @@
 //! Orders, holds, tickets, settlement.
 
-use super::fixture::{BUYER, Fixture, NOW, OTHER, code};
+use super::fixture::{BUYER, Fixture, NOW, OTHER, code, log_signer};
 use crate::storage::{Deliveries, MakeReceipt, NewTicket, Orders, Settlement};
 use chipbound_wire::api::OrderState;
 use chipbound_wire::{Code, Digest, OrderId, Refusal};
@@ -52,6 +52,10 @@ pub(super) async fn a_settlement_cut_off_between_any_two_statements_changes_noth
         ("after the entry", "AFTER INSERT ON entries", "1 = 1"),
         ("the receipt", "BEFORE INSERT ON receipts", "1 = 1"),
         ("after the receipt", "AFTER INSERT ON receipts", "1 = 1"),
+        ("the entry in the log", "BEFORE INSERT ON log_nodes", "1 = 1"),
+        ("the checkpoint", "BEFORE INSERT ON log_checkpoints", "1 = 1"),
+        ("the log's head", "BEFORE UPDATE ON log_head", "1 = 1"),
+        ("after the log's head", "AFTER UPDATE ON log_head", "1 = 1"),
         ("the order's state", "BEFORE UPDATE ON orders", "1 = 1"),
         ("after the order's state", "AFTER UPDATE ON orders", "1 = 1"),
     ] {
@@ -61,6 +65,7 @@ pub(super) async fn a_settlement_cut_off_between_any_two_statements_changes_noth
         assert_eq!(books.repository.order(BUYER, OrderId([1; 16])).await.expect("the order"), before, "cut at {place}");
         assert_eq!(books.money().await, (750, 250), "cut at {place}");
         assert_eq!(books.scalar("SELECT count(*) FROM deliveries WHERE token IS NOT NULL"), 0, "cut at {place}");
+        assert_eq!(books.scalar("SELECT count(*) FROM log_nodes"), 0, "cut at {place}");
         books.audit().await;
     }
     let settled = books.settle(1, 1, b"token").await.expect("settled after all");
@@ -70,8 +75,15 @@ pub(super) async fn a_settlement_cut_off_between_any_two_statements_changes_noth
 
 pub(super) async fn a_receipt_that_cannot_be_signed_captures_nothing(books: Fixture) {
     let order = books.delivered(1).await;
-    let settlement =
-        Settlement { order, account: BUYER, seal: Digest::of(&[1]), acknowledgement: b"a".to_vec(), token: b"t".to_vec(), at: NOW };
+    let settlement = Settlement {
+        order,
+        account: BUYER,
+        seal: Digest::of(&[1]),
+        acknowledgement: b"a".to_vec(),
+        token: b"t".to_vec(),
+        at: NOW,
+        log: log_signer(),
+    };
     let fails: MakeReceipt = Box::new(|_| Err(Refusal::new(Code::Internal, "the key store is gone")));
     assert_eq!(code(books.repository.settle(settlement, fails).await), Code::Internal);
     assert_eq!(books.money().await, (750, 250));
@@ -81,7 +93,7 @@ pub(super) async fn a_receipt_that_cannot_be_signed_captures_nothing(books: Fixt
 pub(super) async fn a_transaction_that_panics_changes_nothing_and_holds_nobody_up(books: Fixture) {
     let order = books.delivered(1).await;
     let (acknowledgement, token) = (b"a".to_vec(), b"t".to_vec());
-    let settlement = Settlement { order, account: BUYER, seal: Digest::of(&[1]), acknowledgement, token, at: NOW };
+    let settlement = Settlement { order, account: BUYER, seal: Digest::of(&[1]), acknowledgement, token, at: NOW, log: log_signer() };
     assert_eq!(code(books.repository.settle(settlement, Box::new(|_| panic!("a fault of ours"))).await), Code::Internal);
     assert_eq!(books.money().await, (750, 250));
     books.settle(1, 1, b"token").await.expect("settled after all");
@@ -101,6 +113,7 @@ pub(super) async fn a_settlement_needs_a_hold_the_owner_and_a_seal_of_this_order
         acknowledgement: b"a".to_vec(),
         token: b"t".to_vec(),
         at: NOW,
+        log: log_signer(),
     };
     assert_eq!(code(books.repository.settle(foreign, Box::new(|_| Ok(vec![]))).await), Code::UnknownOrder);
     books.audit().await;
@@ -117,6 +130,7 @@ pub(super) async fn an_order_that_runs_out_gives_the_money_back_and_cannot_be_se
         acknowledgement: b"a".to_vec(),
         token: b"t".to_vec(),
         at: NOW.after(101),
+        log: log_signer(),
     };
     assert_eq!(code(books.repository.settle(late, Box::new(|_| Ok(vec![]))).await), Code::OrderExpired, "before the hold is given back");
     assert_eq!(books.repository.expire(NOW.after(101)).await.expect("expiry"), 2);
