@@ -30,14 +30,11 @@ pub fn deliver<R: Repository, S: Read + Write>(server: &Server<R>, order: &Store
     let clock = Arc::new(TlsClock(server.clock.clone()));
     let mut path = Path::accept(stream, &server_config(&keys.second_path, server.trust.clone(), clock)?)?;
 
-    match converse(server, &keys, order, &mut path, runtime) {
-        // Step 1012 (1221): close_notify both ways.
-        Ok(()) => path.close(),
-        Err(refusal) => {
-            path.abort(&refusal);
-            Err(refusal)
-        }
+    let conversed = converse(server, &keys, order, &mut path, runtime);
+    if let Err(refusal) = &conversed {
+        path.abort(refusal);
     }
+    conversed
 }
 
 fn converse<R: Repository, S: Read + Write>(
@@ -95,7 +92,9 @@ fn converse<R: Repository, S: Read + Write>(
         // Step 1008 (1217): received, opened, compared. The charge (1219) is captured when the owner brings this on the first path.
         let acknowledgement = path.expect(Kind::Acknowledgement)?;
         awaiting_acknowledgement.acknowledgement(acknowledgement, &Context { trust: &trust(), now: now(), signer: &signer })?;
-        Ok(())
+
+        // Step 1012 (1221): close_notify both ways.
+        path.farewell()
     })
 }
 

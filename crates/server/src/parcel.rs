@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 pub(crate) const KEPT_FROM: u64 = 1024 * 1024;
 
 /// For so long after everything was sealed a delivery may still end well before its ciphertext is put on the disk for good.
-const PATIENCE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What goes to one processor for one order.
 pub(crate) struct Parcel {
@@ -40,7 +40,7 @@ pub(crate) enum Contents {
 }
 
 impl Parcel {
-    /// Has `ship` send the parcel to its end, the acknowledgement, with the chunks from what it is given. If that is cut short, the parcel
+    /// Has `ship` send the parcel to the path's end, with the chunks from what it is given. If that is cut short, the parcel
     /// is kept for the next delivery of the order.
     pub(crate) fn send<R: Repository>(
         self,

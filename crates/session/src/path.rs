@@ -227,6 +227,11 @@ impl<S: Read + Write> Path<S> {
     /// Closes cleanly (step 1012): close_notify both ways. A message of the peer in its place is
     /// [`Code::UnexpectedMessage`], its [`Abort`] is its refusal, end of file is [`Code::PathTruncated`].
     pub fn close(mut self) -> Result<()> {
+        self.farewell()
+    }
+
+    /// The same for whoever still holds the path; it is good for nothing then but [`Path::abort`] after a refusal.
+    pub fn farewell(&mut self) -> Result<()> {
         self.records.send_close_notify().map_err(|refusal| self.why_gone(refusal))?;
         self.message.clear();
         if !self.records.read_to(&mut self.message, 1)? {
