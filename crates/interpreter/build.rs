@@ -11,6 +11,9 @@ use std::process::Command;
 /// `call [rip + …]` and `addr32 call …`, of the same length.
 const CALL_THROUGH: [u8; 2] = [0xff, 0x15];
 const CALL: [u8; 2] = [0x67, 0xe8];
+/// `jmp [rip + …]` and `nop; jmp …`.
+const JUMP_THROUGH: [u8; 2] = [0xff, 0x25];
+const JUMP: [u8; 2] = [0x90, 0xe9];
 /// `mov register, [rip + …]` and `lea register, [rip + …]`: their first bytes; the register stands in the next.
 const MOV: u8 = 0x8b;
 const LEA: u8 = 0x8d;
@@ -20,14 +23,17 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rustc-env=CHIPBOUND_DYNAMIC_LINKER={}", dynamic_linker());
     build("interpreter", "_start");
-    let front = build("front", "front");
-    let (image, entry) = image(&std::fs::read(&front).expect("just linked"));
-    // The compiler does not look for changes in a file that an assembler includes: another image has another name.
-    let digest = image.iter().fold(0xcbf2_9ce4_8422_2325, |h: u64, byte| (h ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
-    let path = front.with_extension(format!("{digest:016x}"));
-    std::fs::write(&path, image).expect("the build's own folder takes a file");
-    println!("cargo:rustc-env=CHIPBOUND_FRONT_IMAGE={}", path.display());
-    println!("cargo:rustc-env=CHIPBOUND_FRONT_ENTRY={entry}");
+    for name in ["front", "library"] {
+        let program = build(name, name);
+        let (image, entry) = image(name, &std::fs::read(&program).expect("just linked"));
+        // The compiler does not look for changes in a file that an assembler includes: another image has another name.
+        let digest = image.iter().fold(0xcbf2_9ce4_8422_2325, |h: u64, byte| (h ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+        let path = program.with_extension(format!("{digest:016x}"));
+        std::fs::write(&path, image).expect("the build's own folder takes a file");
+        let name = name.to_uppercase();
+        println!("cargo:rustc-env=CHIPBOUND_{name}_IMAGE={}", path.display());
+        println!("cargo:rustc-env=CHIPBOUND_{name}_ENTRY={entry}");
+    }
 }
 
 /// Compiles a root file in `src` as a program.
@@ -80,8 +86,9 @@ fn call_directly(name: &str, program: &mut [u8]) {
             }
             let direct = match [program[at - 2], program[at - 1]] {
                 CALL_THROUGH => CALL,
+                JUMP_THROUGH => JUMP,
                 [MOV, register] => [LEA, register],
-                _ => panic!("{name} uses an address that nobody relocates"),
+                other => panic!("{name} uses an address that nobody relocates: {other:x?}"),
             };
             let distance = i32::try_from(target.cast_signed() - next.cast_signed()).expect("a small program");
             program[at - 2..at].copy_from_slice(&direct);
@@ -113,7 +120,7 @@ fn relocations(name: &str, program: &[u8]) -> Vec<(u64, u64)> {
 
 /// The program as it lies in memory, and where it begins in it: what can be copied anywhere. Of what it would write to there is
 /// nothing but the dynamic section and the table of addresses, which nobody reads.
-fn image(program: &[u8]) -> (Vec<u8>, u64) {
+fn image(name: &str, program: &[u8]) -> (Vec<u8>, u64) {
     let header = FileHeader64::<Endianness>::parse(program).expect("an ELF file");
     let endian = header.endian().expect("an ELF file");
     let segments = header.program_headers(endian, program).expect("program headers");
@@ -130,7 +137,7 @@ fn image(program: &[u8]) -> (Vec<u8>, u64) {
                 let names = |s: &SectionHeader64<Endianness>| sections.section_name(endian, s).unwrap_or_default();
                 let lies_here = |s: &&SectionHeader64<Endianness>| s.sh_addr(endian) >= address as u64 && s.sh_size(endian) > 0;
                 let unused: [&[u8]; 3] = [b".dynamic", b".got", b".relro_padding"];
-                assert!(sections.iter().filter(lies_here).all(|s| unused.contains(&names(s))), "the front has something to write to");
+                assert!(sections.iter().filter(lies_here).all(|s| unused.contains(&names(s))), "{name} has something to write to");
             }
             _ => {}
         }

@@ -56,24 +56,13 @@ fn ask<'a>(
     let [folder, between, name] = path;
     send(processor, &[&head, folder, between, name, tail], package).map_err(Refused::Lost)?;
     let mut prefix = [0; 4];
-    fill(processor, &mut prefix)?;
+    processor.fill(&mut prefix).map_err(Refused::Lost)?;
     let length = (u32::from_be_bytes(prefix) as usize).min(MAX_ANSWER);
     let body = space.get_mut(..length).unwrap_or_default();
-    fill(processor, body)?;
+    processor.fill(body).map_err(Refused::Lost)?;
     match answer(body) {
         Answer::Ready => Ok(()),
         Answer::Refused(code, detail) => Err(Refused::Refused(code, detail)),
-        Answer::Other => Err(Refused::Unintelligible),
+        _ => Err(Refused::Unintelligible),
     }
-}
-
-fn fill<'a>(from: Descriptor, mut into: &mut [u8]) -> Result<(), Refused<'a>> {
-    while !into.is_empty() {
-        match from.read(into) {
-            Ok(0) => return Err(Refused::Lost(Errno::ECONNRESET)),
-            Ok(n) => into = into.get_mut(n..).unwrap_or_default(),
-            Err(error) => return Err(Refused::Lost(error)),
-        }
-    }
-    Ok(())
 }

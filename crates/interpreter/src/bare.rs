@@ -30,6 +30,21 @@ unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, length: usize) -> *mut
 }
 
 /// # Safety
+/// As of memmove(3).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, length: usize) -> *mut u8 {
+    if to.addr().wrapping_sub(from.addr()) >= length {
+        // SAFETY: the caller answers for both ranges. Copied upwards, no byte of the source is overwritten before it was read.
+        return unsafe { memcpy(to, from, length) };
+    }
+    for i in (0..length).rev() {
+        // SAFETY: as above, downwards. Volatile, so that the compiler does not make this loop a call of itself.
+        unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
+    }
+    to
+}
+
+/// # Safety
 /// As of memset(3).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memset(to: *mut u8, byte: i32, length: usize) -> *mut u8 {

@@ -1,4 +1,4 @@
-//! Two frames of the processor's control protocol by hand: what is asked is always the same, and of the answers one matters.
+//! A few frames of the processor's control protocol by hand: what is asked is always the same, and few answers matter.
 //!
 //! A frame is four bytes of length, big endian, and CBOR (RFC 8949). `docs/chipbound.cddl` is the contract; the tests of
 //! `chipbound` compare these bytes with those of its codec.
@@ -43,6 +43,16 @@ impl Begun {
     }
 }
 
+/// `Request::Library` for the library with this address inside it: length, array(2), 9, array(1), unsigned integer of eight bytes.
+#[must_use]
+pub fn library_request(address: u64) -> [u8; 16] {
+    let mut frame = [0, 0, 0, 12, 0x82, 9, 0x81, 0x1b, 0, 0, 0, 0, 0, 0, 0, 0];
+    for (byte, value) in frame.iter_mut().skip(8).zip(address.to_be_bytes()) {
+        *byte = value;
+    }
+    frame
+}
+
 /// What the processor answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answer<'a> {
@@ -50,6 +60,10 @@ pub enum Answer<'a> {
     Ready,
     /// `Response::Refused`: code and detail, the latter perhaps cut.
     Refused(&'a [u8], &'a [u8]),
+    /// `Response::Knock`: the name of the socket on which the answer comes.
+    Knock(&'a [u8]),
+    /// `Response::Library`: what to map.
+    Library(Pieces<'a>),
     /// Something else.
     Other,
 }
@@ -60,8 +74,73 @@ pub fn answer(body: &[u8]) -> Answer<'_> {
     match body {
         [0x82, 5, 0x80] => Answer::Ready,
         [0x82, 8, 0x81, 0xa2, 0, rest @ ..] => refusal(rest).unwrap_or(Answer::Other),
+        [0x82, 12, 0x81, 0x58, 32, name @ ..] if name.len() == 32 => Answer::Knock(name),
+        [0x82, 13, 0x81, rest @ ..] => pieces(rest).unwrap_or(Answer::Other),
         _ => Answer::Other,
     }
+}
+
+/// A piece of a library's memory and where its bytes are in the file that came along.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// Its first byte, before the load bias.
+    pub address: usize,
+    /// Bytes, whole pages.
+    pub length: usize,
+    /// Offset in the file.
+    pub at: usize,
+    /// Whether it is code; the rest is read.
+    pub executable: bool,
+}
+
+/// The pieces of an answer that was looked through to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pieces<'a>(&'a [u8]);
+
+impl Iterator for Pieces<'_> {
+    type Item = Piece;
+
+    fn next(&mut self) -> Option<Piece> {
+        let (piece, rest) = piece(self.0)?;
+        self.0 = rest;
+        Some(piece)
+    }
+}
+
+/// A list of as many pieces as it says, and nothing behind it.
+fn pieces(body: &[u8]) -> Option<Answer<'_>> {
+    let (0x80, count, all) = head(body)? else { return None };
+    let mut rest = all;
+    for _ in 0..count {
+        rest = piece(rest)?.1;
+    }
+    rest.is_empty().then_some(Answer::Library(Pieces(all)))
+}
+
+fn piece(bytes: &[u8]) -> Option<(Piece, &[u8])> {
+    let rest = bytes.strip_prefix(&[0x84])?;
+    let (0, address, rest) = head(rest)? else { return None };
+    let (0, length, rest) = head(rest)? else { return None };
+    let (0, at, rest) = head(rest)? else { return None };
+    let (executable, rest) = rest.split_first()?;
+    let executable = match executable {
+        0xf4 => false,
+        0xf5 => true,
+        _ => return None,
+    };
+    Some((Piece { address, length, at, executable }, rest))
+}
+
+/// The major type of an item, in its own bits, its number, and what follows.
+fn head(bytes: &[u8]) -> Option<(u8, usize, &[u8])> {
+    let (first, rest) = bytes.split_first()?;
+    let length = match first & 0x1f {
+        short @ 0..=23 => return Some((first & 0xe0, short.into(), rest)),
+        long @ 24..=27 => 1 << (long - 24),
+        _ => return None,
+    };
+    let (number, rest) = rest.split_at_checked(length)?;
+    Some((first & 0xe0, number.iter().fold(0, |number, byte| number << 8 | usize::from(*byte)), rest))
 }
 
 fn refusal(body: &[u8]) -> Option<Answer<'_>> {
@@ -99,6 +178,20 @@ mod tests {
         let whole = b"\x82\x08\x81\xa2\x00\x64busy\x01\x78\x1das many as this processor take";
         assert_eq!(answer(whole), Answer::Refused(b"busy", b"as many as this processor take".get(..29).unwrap_or_default()));
         assert_eq!(answer(&whole[..20]), Answer::Refused(b"busy", b"as many"));
+    }
+
+    #[test]
+    fn the_pieces_of_a_library_are_read_and_no_cut_of_them_is() {
+        let whole =
+            [0x82, 13, 0x81, 0x82, 0x84, 0x19, 0x10, 0, 0x1a, 0, 1, 0, 0, 0, 0xf5, 0x84, 0x1b, 0, 0, 0, 1, 0, 0, 0, 0, 0x18, 64, 23, 0xf4];
+        let Answer::Library(mut pieces) = answer(&whole) else { panic!("{:?}", answer(&whole)) };
+        assert_eq!(pieces.next(), Some(Piece { address: 0x1000, length: 0x10000, at: 0, executable: true }));
+        assert_eq!(pieces.next(), Some(Piece { address: 1 << 32, length: 64, at: 23, executable: false }));
+        assert_eq!(pieces.next(), None);
+        for cut in 0..whole.len() {
+            assert_eq!(answer(&whole[..cut]), Answer::Other, "{cut}");
+        }
+        assert_eq!(answer(&[0x82, 13, 0x81, 0x80, 0]), Answer::Other, "something behind it");
     }
 
     #[test]

@@ -54,3 +54,10 @@ pub fn write(program: &[u8], socket: &[u8], into: &mut [u8]) -> Option<()> {
     into.get_mut(at + MAGIC.len()..)?.get_mut(..socket.len())?.copy_from_slice(socket);
     Some(())
 }
+
+/// The path of the socket in an interpreter's file that [`write`] made. None where there is none.
+#[must_use]
+pub fn socket_in(interpreter: &[u8]) -> Option<&[u8]> {
+    let slot = interpreter.windows(SIZE).find(|window| window.starts_with(&MAGIC))?.get(MAGIC.len()..)?;
+    slot.split(|byte| *byte == 0).next().filter(|path| !path.is_empty())
+}

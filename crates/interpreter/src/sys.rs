@@ -19,9 +19,11 @@ const SOCK_STREAM_CLOEXEC: usize = 1 | O_CLOEXEC;
 const SOL_SOCKET: usize = 1;
 const SO_PEERCRED: usize = 17;
 const SCM_RIGHTS: i32 = 1;
+const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
+const MSG_CTRUNC: usize = 8;
+const MADV_DONTDUMP: usize = 16;
 const MSG_NOSIGNAL: usize = 0x4000;
 const PR_SET_PTRACER: usize = 0x5961_6d61;
-const PROT_READ: usize = 1;
 const PROT_WRITE: usize = 2;
 const MAP_PRIVATE: usize = 2;
 const MAP_FIXED: usize = 0x10;
@@ -36,6 +38,10 @@ pub const MAX_SOCKET_PATH: usize = 107;
 pub const MAX_PATH: usize = 4096;
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
+/// Memory may be read.
+pub const PROT_READ: usize = 1;
+/// Memory may be executed.
+pub const PROT_EXEC: usize = 4;
 /// Standard error.
 pub const STDERR: Descriptor = Descriptor(2);
 
@@ -52,6 +58,8 @@ impl Errno {
     pub const EACCES: Self = Self(13);
     /// A word that this kernel does not know.
     pub const EINVAL: Self = Self(22);
+    /// This process may open no more descriptors.
+    pub const EMFILE: Self = Self(24);
     /// The other side closed the connection.
     pub const ECONNRESET: Self = Self(104);
     /// Nobody listens.
@@ -104,6 +112,17 @@ impl Descriptor {
         }
     }
 
+    /// Reads until there is no room left; [`Errno::ECONNRESET`] where the end comes before.
+    pub fn fill(self, mut into: &mut [u8]) -> Result<()> {
+        while !into.is_empty() {
+            match self.read(into)? {
+                0 => return Err(Errno::ECONNRESET),
+                read => into = into.get_mut(read..).unwrap_or_default(),
+            }
+        }
+        Ok(())
+    }
+
     /// Writes some of these bytes and says how many.
     pub fn write(self, bytes: &[u8]) -> Result<usize> {
         // SAFETY: the kernel reads at most the length of the slice.
@@ -147,19 +166,37 @@ pub fn working_folder(into: &mut [u8]) -> Result<usize> {
 
 /// Connects to the unix socket at this path; closed by the next exec.
 pub fn connect(path: &[u8]) -> Result<Descriptor> {
+    connect_to(path, 0, path.len() + 1)
+}
+
+/// Connects to the unix socket of this name in the kernel's own name space (unix(7), "abstract"); closed by the next exec.
+pub fn connect_abstract(name: &[u8]) -> Result<Descriptor> {
+    connect_to(name, 1, name.len() + 1)
+}
+
+/// `at` is where the name begins in the address, `length` how much of the address counts.
+fn connect_to(name: &[u8], at: usize, length: usize) -> Result<Descriptor> {
     #[repr(C)]
     struct Address {
         family: u16,
         path: [u8; MAX_SOCKET_PATH + 1],
     }
     let mut address = Address { family: AF_UNIX, path: [0; MAX_SOCKET_PATH + 1] };
-    address.path.get_mut(..path.len()).filter(|_| path.len() <= MAX_SOCKET_PATH).ok_or(Errno::ENAMETOOLONG)?.copy_from_slice(path);
+    let place = address.path.get_mut(at..at + name.len()).filter(|_| length <= MAX_SOCKET_PATH + 1);
+    place.ok_or(Errno::ENAMETOOLONG)?.copy_from_slice(name);
     // SAFETY: no pointers.
     let socket = unsafe { call(arch::SOCKET, [AF_UNIX.into(), SOCK_STREAM_CLOEXEC, 0, 0, 0, 0]) }.map(descriptor)?;
-    let length = size_of::<u16>() + path.len() + 1;
-    // SAFETY: the kernel reads at most the length, which lies within the address.
-    let connected = unsafe { call(arch::CONNECT, [socket.argument(), (&raw const address).addr(), length, 0, 0, 0]) };
-    connected.map(|_| socket).inspect_err(|_| socket.close())
+    loop {
+        // SAFETY: the kernel reads at most the length, which lies within the address.
+        match unsafe { call(arch::CONNECT, [socket.argument(), (&raw const address).addr(), size_of::<u16>() + length, 0, 0, 0]) } {
+            Ok(_) => return Ok(socket),
+            Err(Errno::EINTR) => {} // A signal came before there was a connection.
+            Err(error) => {
+                socket.close();
+                return Err(error);
+            }
+        }
+    }
 }
 
 /// The process at the other end of a unix socket, as the kernel recorded it.
@@ -181,26 +218,58 @@ pub fn allow_tracer(process: i32) -> Result<()> {
     }
 }
 
+/// A control message with one descriptor (cmsg(3)).
+#[repr(C)]
+#[derive(Default)]
+struct Control {
+    length: usize,
+    level: i32,
+    kind: i32,
+    descriptor: i32,
+    padding: i32,
+}
+
+/// Bytes of a control message with one descriptor, its padding not counted.
+const CONTROL: usize = 20;
+
 /// Sends these parts as one, with a descriptor beside them where one is given. All of it, or an error.
 pub fn send(socket: Descriptor, parts: &[&[u8]; 5], beside: Option<Descriptor>) -> Result<()> {
-    #[repr(C)]
-    struct Control {
-        length: usize,
-        level: i32,
-        kind: i32,
-        descriptor: i32,
-        padding: i32,
-    }
-    let control = beside.map(|d| Control { length: 20, level: SOL_SOCKET as i32, kind: SCM_RIGHTS, descriptor: d.0, padding: 0 });
+    let control = beside.map(|d| Control { length: CONTROL, level: SOL_SOCKET as i32, kind: SCM_RIGHTS, descriptor: d.0, padding: 0 });
     let control_length = control.as_ref().map_or(0, size_of_val);
     let control_at = control.as_ref().map_or(0, |c| (&raw const *c).addr());
     let vector = parts.map(|part| [part.as_ptr().addr(), part.len()]);
     // struct msghdr: name, its length, vector, its length, control, its length, flags.
     let message = [0, 0, vector.as_ptr().addr(), vector.len(), control_at, control_length, 0];
-    // SAFETY: the message leads to the parts, the control message and nothing else; the kernel only reads them.
-    let sent = unsafe { call(arch::SENDMSG, [socket.argument(), message.as_ptr().addr(), MSG_NOSIGNAL, 0, 0, 0]) }?;
-    let whole: usize = parts.iter().map(|part| part.len()).sum();
-    if sent == whole { Ok(()) } else { Err(Errno::EINTR) }
+    loop {
+        // SAFETY: the message leads to the parts, the control message and nothing else; the kernel only reads them.
+        match unsafe { call(arch::SENDMSG, [socket.argument(), message.as_ptr().addr(), MSG_NOSIGNAL, 0, 0, 0]) } {
+            Err(Errno::EINTR) => {} // A signal came before anything was sent.
+            Ok(sent) if sent < parts.iter().map(|part| part.len()).sum() => return Err(Errno::ECONNRESET),
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// Fills `into`, with one descriptor beside its first byte; closed by the next exec. [`Errno::ECONNRESET`] where the end comes before,
+/// or no descriptor does; [`Errno::EMFILE`] where this process may have no more.
+pub fn receive_descriptor(socket: Descriptor, into: &mut [u8]) -> Result<Descriptor> {
+    let (mut control, part) = (Control::default(), [into.as_mut_ptr().addr(), into.len()]);
+    let mut message = [0, 0, (&raw const part).addr(), 1, (&raw mut control).addr(), size_of_val(&control), 0];
+    let read = loop {
+        // SAFETY: the message leads to the buffer and the control message; the kernel writes to these and to the message itself.
+        match unsafe { call(arch::RECVMSG, [socket.argument(), message.as_mut_ptr().addr(), MSG_CMSG_CLOEXEC, 0, 0, 0]) } {
+            Err(Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    if message[6] & MSG_CTRUNC != 0 {
+        return Err(Errno::EMFILE);
+    }
+    if control.length != CONTROL || control.level != SOL_SOCKET as i32 || control.kind != SCM_RIGHTS {
+        return Err(Errno::ECONNRESET);
+    }
+    socket.fill(into.get_mut(read..).unwrap_or_default())?;
+    Ok(Descriptor(control.descriptor))
 }
 
 /// Becomes another program; returns only the error.
@@ -247,6 +316,31 @@ pub unsafe fn map_over(address: usize, length: usize, protection: usize, file: O
 pub unsafe fn seal_memory(address: usize, length: usize) -> Result<()> {
     // SAFETY: the caller answers for what lies there.
     unsafe { call(arch::MPROTECT, [address, length, PROT_READ, 0, 0, 0]) }.map(drop)
+}
+
+/// Memory that was mapped.
+///
+/// # Safety
+/// So many bytes are mapped there for reading and writing, hold what u8 may hold, and nobody else refers to them as long as the slice
+/// is used.
+pub unsafe fn memory<'a>(address: usize, length: usize) -> &'a mut [u8] {
+    // SAFETY: the caller answers for it.
+    unsafe { core::slice::from_raw_parts_mut(core::ptr::with_exposed_provenance_mut(address), length) }
+}
+
+/// Gives memory back.
+///
+/// # Safety
+/// Nothing refers to it any more.
+pub unsafe fn unmap(address: usize, length: usize) {
+    // SAFETY: the caller answers for what lies there.
+    let _ = unsafe { call(arch::MUNMAP, [address, length, 0, 0, 0, 0]) };
+}
+
+/// Leaves memory out of core dumps.
+pub fn keep_out_of_dumps(address: usize, length: usize) {
+    // SAFETY: the advice changes nothing that the memory holds.
+    let _ = unsafe { call(arch::MADVISE, [address, length, MADV_DONTDUMP, 0, 0, 0]) };
 }
 
 fn descriptor(number: usize) -> Descriptor {
