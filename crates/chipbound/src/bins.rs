@@ -21,9 +21,12 @@ pub struct Ownership {
 }
 
 /// As it is installed here: root:chipbound 0751 by root where that group exists, so that others execute it and cannot read it;
-/// 0755 by anybody else.
+/// 0755 by anybody else. A library is 0644: the dynamic linker of whoever loads it has to read it.
 #[must_use]
-pub fn ownership() -> Ownership {
+pub fn ownership(library: bool) -> Ownership {
+    if library {
+        return Ownership { group: None, mode: 0o644 };
+    }
     let group = if geteuid().is_root() { group_id(&std::fs::read_to_string("/etc/group").unwrap_or_default()) } else { None };
     Ownership { group, mode: if group.is_some() { 0o751 } else { 0o755 } }
 }

@@ -369,7 +369,7 @@ fn a_package_that_names_another_interpreter_is_refused() {
     let bytes = fs::read(&shell).unwrap();
     let record = chipbound_sealing::Package::read(&bytes).unwrap().start.unwrap();
     // A copy of the interpreter's own bytes elsewhere is still not the processor's.
-    let ours = PathBuf::from(String::from_utf8(record.interpreter().to_vec()).unwrap());
+    let ours = PathBuf::from(String::from_utf8(record.interpreter().unwrap().to_vec()).unwrap());
     let foreign = world.work("foreign");
     good(Command::new("cp").args([&ours, &foreign]));
     let mut delivered = bytes[..record.delivered() as usize].to_vec();

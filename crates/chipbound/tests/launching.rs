@@ -3,9 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use chipbound_interpreter::frame::{Answer, Begun, answer, run_head};
-use chipbound_wire::bounded::{Text, decode, encode};
-use chipbound_wire::control::{Request, Response};
+use chipbound_interpreter::frame::{Answer, Begun, MAX_ANSWER, answer, library_request, run_head};
+use chipbound_wire::Digest;
+use chipbound_wire::bounded::{List, Text, decode, encode};
+use chipbound_wire::control::{Piece, Request, Response};
+use chipbound_wire::limits::MAX_PIECES;
 use chipbound_wire::messages::Abort;
 use object::read::elf::{FileHeader, ProgramHeader};
 use std::ffi::OsStr;
@@ -68,6 +70,24 @@ fn the_launchers_frames_are_those_of_the_codec() {
         assert_eq!(answer(&encode(&Response::Refused { abort: abort.clone() })), expected);
     }
     assert_eq!(answer(&encode(&Response::Done)), Answer::Other);
+}
+
+#[test]
+fn the_frames_of_a_librarys_stub_are_those_of_the_codec() {
+    let frame = library_request(0x7f12_3456_7890);
+    assert_eq!(frame[..4], u32::try_from(frame.len() - 4).unwrap().to_be_bytes());
+    assert_eq!(decode::<Request>(&frame[4..]).unwrap(), Request::Library { address: 0x7f12_3456_7890 });
+    assert_eq!(answer(&encode(&Response::Knock { name: Digest([7; 32]) })), Answer::Knock(&[7; 32]));
+    let of = |n: u64| Piece { address: n << 12, length: 4096, at: (n * 7) << 20, executable: n.is_multiple_of(2) };
+    for count in [0, 1, MAX_PIECES as u64] {
+        let pieces = List::new((0..count).map(of).collect()).unwrap();
+        let body = encode(&Response::Library { pieces: pieces.clone() });
+        assert!(body.len() <= MAX_ANSWER / 2, "the stub has that much room");
+        let Answer::Library(read) = answer(&body) else { panic!("{body:?}") };
+        let read: Vec<_> =
+            read.map(|p| Piece { address: p.address as u64, length: p.length as u64, at: p.at as u64, executable: p.executable }).collect();
+        assert_eq!(read, pieces.to_vec());
+    }
 }
 
 /// Rust's runtime would set SIGPIPE and open /dev/null for closed streams before the program's exec.

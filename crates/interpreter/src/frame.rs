@@ -43,10 +43,10 @@ impl Begun {
     }
 }
 
-/// `Request::Library` for the library with this address inside it: length, array(2), 9, array(1), unsigned integer of eight bytes.
+/// `Request::Library` for the library with this address inside it: length, array(2), 16, array(1), unsigned integer of eight bytes.
 #[must_use]
 pub fn library_request(address: u64) -> [u8; 16] {
-    let mut frame = [0, 0, 0, 12, 0x82, 9, 0x81, 0x1b, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut frame = [0, 0, 0, 12, 0x82, 16, 0x81, 0x1b, 0, 0, 0, 0, 0, 0, 0, 0];
     for (byte, value) in frame.iter_mut().skip(8).zip(address.to_be_bytes()) {
         *byte = value;
     }
@@ -74,8 +74,8 @@ pub fn answer(body: &[u8]) -> Answer<'_> {
     match body {
         [0x82, 5, 0x80] => Answer::Ready,
         [0x82, 8, 0x81, 0xa2, 0, rest @ ..] => refusal(rest).unwrap_or(Answer::Other),
-        [0x82, 12, 0x81, 0x58, 32, name @ ..] if name.len() == 32 => Answer::Knock(name),
-        [0x82, 13, 0x81, rest @ ..] => pieces(rest).unwrap_or(Answer::Other),
+        [0x82, 17, 0x81, 0x58, 32, name @ ..] if name.len() == 32 => Answer::Knock(name),
+        [0x82, 18, 0x81, rest @ ..] => pieces(rest).unwrap_or(Answer::Other),
         _ => Answer::Other,
     }
 }
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn the_pieces_of_a_library_are_read_and_no_cut_of_them_is() {
         let whole =
-            [0x82, 13, 0x81, 0x82, 0x84, 0x19, 0x10, 0, 0x1a, 0, 1, 0, 0, 0, 0xf5, 0x84, 0x1b, 0, 0, 0, 1, 0, 0, 0, 0, 0x18, 64, 23, 0xf4];
+            [0x82, 18, 0x81, 0x82, 0x84, 0x19, 0x10, 0, 0x1a, 0, 1, 0, 0, 0, 0xf5, 0x84, 0x1b, 0, 0, 0, 1, 0, 0, 0, 0, 0x18, 64, 23, 0xf4];
         let Answer::Library(mut pieces) = answer(&whole) else { panic!("{:?}", answer(&whole)) };
         assert_eq!(pieces.next(), Some(Piece { address: 0x1000, length: 0x10000, at: 0, executable: true }));
         assert_eq!(pieces.next(), Some(Piece { address: 1 << 32, length: 64, at: 23, executable: false }));
@@ -191,7 +191,7 @@ mod tests {
         for cut in 0..whole.len() {
             assert_eq!(answer(&whole[..cut]), Answer::Other, "{cut}");
         }
-        assert_eq!(answer(&[0x82, 13, 0x81, 0x80, 0]), Answer::Other, "something behind it");
+        assert_eq!(answer(&[0x82, 18, 0x81, 0x80, 0]), Answer::Other, "something behind it");
     }
 
     #[test]

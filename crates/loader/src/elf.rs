@@ -85,6 +85,16 @@ impl Program {
     /// # Errors
     /// [`LoadError::Unsupported`] names the first thing that the loader does not follow; [`LoadError::Source`] if `read` fails.
     pub(crate) fn parse(len: u64, read: &ReadAt<'_>) -> Result<Self, LoadError> {
+        let program = Self::parse_library(len, read)?;
+        let entry = program.entry;
+        if !program.segments.iter().any(|s| s.execute && entry >= s.address && entry - s.address < s.in_file) {
+            return Err(unsupported("its entry point lies in no executable segment"));
+        }
+        Ok(program)
+    }
+
+    /// The same for a library, which begins nowhere.
+    pub(crate) fn parse_library(len: u64, read: &ReadAt<'_>) -> Result<Self, LoadError> {
         let header = file_header(len, read)?;
         let count = header.e_phnum.get(LE);
         let table = program_headers(&header, len, read)?;
@@ -95,9 +105,6 @@ impl Program {
             None => None,
         };
         let entry = header.e_entry.get(LE);
-        if !segments.iter().any(|s| s.execute && entry >= s.address && entry - s.address < s.in_file) {
-            return Err(unsupported("its entry point lies in no executable segment"));
-        }
         let executable_stack = table.iter().rfind(|h| h.p_type.get(LE) == PT_GNU_STACK).map(|h| h.p_flags.get(LE) & PF_X != 0);
         let table_len = u64::from(count) * size_of::<ProgramHeader64<LE>>() as u64;
         let headers = headers_address(header.e_phoff.get(LE), table_len, &segments)?;

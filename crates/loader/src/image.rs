@@ -69,6 +69,19 @@ pub(crate) struct Part {
     pub(crate) protection: ProtFlags,
 }
 
+/// Pages of a segment that nobody writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// First address, before the load bias, a multiple of 4096.
+    pub address: u64,
+    /// Bytes, a multiple of 4096.
+    pub length: u64,
+    /// Where it lies in the memory file, a multiple of 4096.
+    pub at: u64,
+    /// Whether it is code.
+    pub executable: bool,
+}
+
 impl Image {
     /// Reads every segment of the program into a memfd of its own and seals it. Takes [`STEP`] bytes of ordinary memory for each thread
     /// that reads, of which large programs have several.
@@ -77,7 +90,18 @@ impl Image {
     /// [`LoadError::Unsupported`] if the program is not one the loader follows, [`LoadError::Source`] if the source fails,
     /// [`LoadError::System`] if the kernel gives no memory file.
     pub fn build(source: &dyn PageSource) -> Result<Self, LoadError> {
-        let program = Program::parse(source.len(), &|offset, buf| source.read_at(offset, buf))?;
+        Self::of(Program::parse(source.len(), &|offset, buf| source.read_at(offset, buf))?, source)
+    }
+
+    /// The same for a shared library, which dynamic linkers load: [`Image::pieces`] says what of it is to be mapped over.
+    ///
+    /// # Errors
+    /// As [`Image::build`].
+    pub fn build_library(source: &dyn PageSource) -> Result<Self, LoadError> {
+        Self::of(Program::parse_library(source.len(), &|offset, buf| source.read_at(offset, buf))?, source)
+    }
+
+    fn of(program: Program, source: &dyn PageSource) -> Result<Self, LoadError> {
         let memory = create_memory().map_err(system("the kernel gives no memory file (memfd_create)"))?;
         let mut parts = Vec::with_capacity(program.segments.len());
         let mut bytes = 0;
@@ -98,6 +122,23 @@ impl Image {
     #[must_use]
     pub fn memory(&self) -> u64 {
         self.bytes
+    }
+
+    /// The segments that nobody writes to, in ascending order. What a dynamic linker relocates lies in none of them, unless its code has to be.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece> {
+        let only_read = self.parts.iter().filter(|part| !part.protection.contains(ProtFlags::WRITE));
+        only_read.map(|part| Piece {
+            address: part.address,
+            length: part.length,
+            at: part.at,
+            executable: part.protection.contains(ProtFlags::EXEC),
+        })
+    }
+
+    /// The sealed memory file: whoever has it can read and map it, and nobody can change it.
+    #[must_use]
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.descriptor()
     }
 
     /// The dynamic linker that the program names, if it names one.

@@ -89,6 +89,15 @@ impl Libraries {
     }
 }
 
+/// Refuses a file that is there at this path, as the kernel names it, if somebody but the administrator could change it or put another
+/// in its place.
+///
+/// # Errors
+/// As [`Libraries::check`]; one that is not there too.
+pub fn check_file(path: &Path) -> Result<(), LoadError> {
+    if Walk::default().file(path)? { Ok(()) } else { Err(foreign(path, "is not there any more")) }
+}
+
 /// One look.
 struct Search {
     walk: Walk,

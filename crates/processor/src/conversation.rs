@@ -7,7 +7,7 @@ use crate::enrolling;
 use crate::line::Stream;
 use crate::processor::Processor;
 use crate::receive::{Held, Word, receive};
-use crate::{open, retiring, run};
+use crate::{library, open, retiring, run};
 use chipbound_trusted_core::{KeyStore, Memory};
 use chipbound_wire::bounded::{Bytes, List, Text};
 use chipbound_wire::control::{Line, Request, Response, WaitingDelivery};
@@ -60,8 +60,8 @@ pub fn converse(mut connection: Connection, us: &Processor) {
 fn answer(connection: &mut Connection, asked: Asked, held: &mut Option<Held>, us: &Processor) -> Result<Next> {
     let mut descriptors = asked.descriptors.into_iter();
     let mut next = || descriptors.next();
-    // What a thread is for shows in the first request that it answers; `run` closes its thread itself.
-    if !matches!(asked.request, Request::Run { .. }) {
+    // What a thread is for shows in the first request that it answers; these two close their threads themselves.
+    if !matches!(asked.request, Request::Run { .. } | Request::Library { .. }) {
         confine::thread(Work::Session)?;
     }
     match asked.request {
@@ -122,6 +122,10 @@ fn answer(connection: &mut Connection, asked: Asked, held: &mut Option<Held>, us
         Request::Run { path, how, begun, with } => {
             let asked = run::Asked { path: &path, how, begun: begun.as_deref(), with: with.as_deref().unwrap_or_default() };
             run::run(connection, &asked, descriptors, us)?;
+            return Ok(Next::End);
+        }
+        Request::Library { address } => {
+            library::open_in(connection, wanted(next())?, address, us)?;
             return Ok(Next::End);
         }
         Request::Open => {

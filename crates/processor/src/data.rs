@@ -13,11 +13,12 @@ pub mod kernel;
 use crate::cache::Opened;
 use crate::confine::{self, Work};
 use crate::processor::{Processor, Program};
+use crate::readers;
 use chipbound_loader::{Given, Identity};
 use chipbound_sealing::ReadAt;
 use chipbound_trusted_core::{OpenedPackage, open_data, open_package};
 use chipbound_wire::documents::Manifest;
-use chipbound_wire::suite::{Format, LoaderVariables};
+use chipbound_wire::suite::Format;
 use chipbound_wire::{Code, ProgramId, Refusal, Result};
 use files::{Announced, Files, Served};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create, open};
@@ -119,20 +120,8 @@ fn check(data: &Manifest, program: &Program) -> Result<()> {
     if data.open_to_file {
         return Ok(());
     }
-    let named = match &data.readers {
-        Some(readers) => readers.contains(&program.program),
-        None => data.program.is_of_vendor_of(&program.program),
-    };
-    if !named {
-        let detail = format!("{} is not for {}", data.program, program.program);
-        return Err(Refusal::new(Code::UseForbidden, detail));
-    }
-    if program.loader_variables == LoaderVariables::Allow {
-        let detail =
-            format!("{} is for programs that take no code from their caller; {} allows loader variables", data.program, program.program);
-        return Err(Refusal::new(Code::UseForbidden, detail));
-    }
-    Ok(())
+    readers::check(&data.program, &data.readers, &program.program)?;
+    readers::check_closed(&data.program, &program.program, program.loader_variables)
 }
 
 fn fill(opened: &OpenedPackage<&File>) -> Result<InMemory> {

@@ -2,7 +2,8 @@
 //! `session` and `loader`.
 //!
 //! It serves one unix socket ([`daemon`], [`conversation`]). [`receive`](mod@receive) tells one delivery, Fig. 5 of the source,
-//! from top to bottom; [`run`] makes a client the program of a package; [`open`] opens data, [`data`] gives it to programs. What it keeps is in [`vault`]. It
+//! from top to bottom; [`run`] makes a client the program of a package; `library` opens a shared library in a program that [`started`] knows;
+//! [`open`] opens data, [`data`] gives it to programs. What it keeps is in [`vault`]. It
 //! decides nothing that `trusted-core` decides, and gives no key and no plaintext to anybody but the process or file that a
 //! package allows.
 
@@ -20,13 +21,16 @@ mod filters;
 pub mod intake;
 pub mod interpreter;
 mod libraries;
+mod library;
 pub mod line;
 pub mod open;
 pub mod processor;
+pub mod readers;
 pub mod receive;
 pub mod retiring;
 pub mod run;
 pub mod spool;
+pub mod started;
 mod sys;
 pub mod vault;
 pub mod ways;

@@ -52,7 +52,8 @@ pub fn open(connection: &mut Connection, package: OwnedFd, output: OwnedFd, us: 
 pub fn inspect(package: File, us: &Processor) -> Result<Response> {
     let opened = verify(package, us)?;
     let title = Text::cut(&format!("{} {}", opened.manifest.program, &*opened.manifest.version));
-    let interpreter = opened.start.map(|record| Bytes::new(record.interpreter().to_vec())).transpose()?;
+    let named = opened.start.as_ref().and_then(|record| record.interpreter());
+    let interpreter = named.map(|path| Bytes::new(path.to_vec())).transpose()?;
     Ok(Response::Inspected { manifest: opened.manifest.digest(), title, interpreter, profile: opened.manifest.profile })
 }
 

@@ -7,7 +7,9 @@ use crate::data::InMemory;
 use crate::data::files::Files;
 use crate::data::kernel::Mounted;
 use crate::interpreter;
+use crate::readers::Readers;
 use crate::spool::Spool;
+use crate::started::Started;
 use crate::vault::{Enrolment, Vault};
 use crate::ways::Obstacles;
 use chipbound_loader::{Image, Libraries, Locked, OwnInterpreter};
@@ -30,6 +32,8 @@ pub struct Processor {
     pub spool: Spool,
     /// Opened programs.
     pub programs: Cache<Program>,
+    /// Processes that run programs.
+    pub started: Started,
     /// Data that was opened whole, where it cannot be served.
     pub data: Cache<InMemory>,
     /// The interpreter that packages on this machine name; none where the configuration names none, or it could not be written.
@@ -55,6 +59,8 @@ pub struct Program {
     pub loader_variables: LoaderVariables,
     /// What its dynamic linker will load.
     pub libraries: Libraries,
+    /// Of a shared library alone: for which programs it is.
+    pub library: Option<Readers>,
     /// Keeps its memory from being swapped out, after its first start.
     pub locked: OnceLock<Option<Locked>>,
 }
@@ -97,8 +103,8 @@ impl Processor {
             None
         });
         let transfers = Places::new("deliveries and openings", config.limits.transfers, config.limits.transfers.div_ceil(2));
-        let (files, enrolling, obstacles) = (OnceLock::new(), Mutex::new(()), Obstacles::here());
-        Ok(Self { config, vault, spool, programs, data, interpreter, transfers, obstacles, files, enrolling })
+        let (files, enrolling, obstacles, started) = (OnceLock::new(), Mutex::new(()), Obstacles::here(), Started::default());
+        Ok(Self { config, vault, spool, programs, started, data, interpreter, transfers, obstacles, files, enrolling })
     }
 
     /// Serves data on this file system from now on, or remembers why there is none. Only the first call counts.

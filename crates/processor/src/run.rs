@@ -11,7 +11,7 @@ use crate::ways::{Way, Ways};
 use chipbound_interpreter::direct::MARK_NAME;
 pub use chipbound_loader::LOADER_VARIABLES;
 use chipbound_loader::{AtExec, Identity, Image, Libraries, LoadError, NOT_STARTED, PageSource, Tracer};
-use chipbound_sealing::{PackageReader, ReadAt};
+use chipbound_sealing::{PackageReader, ReadAt, is_library};
 use chipbound_trusted_core::{OpenedPackage, open_package};
 use chipbound_wire::control::{How, Response};
 use chipbound_wire::suite::{Format, LoaderVariables, Mapping};
@@ -67,6 +67,12 @@ pub fn run(
     };
     let identity = identity_of(&package)?;
     let program = open_program(&package, &identity, us)?;
+    if program.library.is_some() {
+        return Err(Refusal::new(
+            Code::UnsupportedProgram,
+            format!("{} is a shared library: programs load it, it cannot be run", program.program),
+        ));
+    }
     let data = with.iter().zip(beside).map(|(number, file)| Ok((*number, data::ready(check_file(File::from(file))?, &program, us)?)));
     let data: Vec<(u32, Ready)> = data.collect::<Result<_>>()?;
     let ways = Ways::of(peer, how.as_ref(), &program, !data.is_empty(), &us.obstacles)?;
@@ -79,7 +85,7 @@ pub fn run(
             let begun = begun.filter(|_| reads_it_anyway(peer) || (came_open && is_readable(&package)));
             trace(connection, tracer, (mapping, begun), &Verified { package, identity, program, data }, us)
         }
-        Way::Executed => hand_over(connection, &program),
+        Way::Executed => hand_over(connection, &program, us),
     }
 }
 
@@ -131,6 +137,8 @@ fn trace(
         return Err(refusal);
     }
     let words = |error: &LoadError| described(error).for_people();
+    // Known before its first instruction; should it not come to that, nobody ever executes the package under this pid.
+    us.started.remember(connection.peer().pid, program, identity, Some(program.image.file()))?;
     let started = stopped.complete_or_say(&program.image, words).map_err(refusal_of)?;
     let stopped = started.stopped.as_micros();
     tracing::info!(program = %program.program, pid = started.pid.as_raw_nonzero(), %mapping, stopped_microseconds = stopped, "started");
@@ -150,8 +158,9 @@ fn is_readable(package: &File) -> bool {
 }
 
 /// Gives the client what it executes: the program's own file, which its user may not read.
-fn hand_over(connection: &mut Connection, program: &Program) -> Result<()> {
+fn hand_over(connection: &mut Connection, program: &Arc<Program>, us: &Processor) -> Result<()> {
     let file = program.image.executable().map_err(refusal_of)?;
+    us.started.remember(connection.peer().pid, program, &identity_of(&file)?, None)?;
     let response = Response::Execute { drop_loader_variables: program.loader_variables == LoaderVariables::Forbid };
     connection.send(&response, Some(file.as_fd()))?;
     let pid = connection.peer().pid.as_raw_nonzero();
@@ -179,7 +188,7 @@ fn prepare(stopped: &mut AtExec, verified: &Identity, opened: (&Program, &Checke
 }
 
 /// The opened program, from the cache or verified and opened now.
-fn open_program(package: &File, identity: &Identity, us: &Processor) -> Result<Arc<Program>> {
+pub(crate) fn open_program(package: &File, identity: &Identity, us: &Processor) -> Result<Arc<Program>> {
     let verify = || {
         confine::thread(Work::Start)?; // What is parsed now was written by anybody.
         let enrolment = us.vault.enrolment()?;
@@ -194,15 +203,18 @@ fn open_program(package: &File, identity: &Identity, us: &Processor) -> Result<A
         Ok((opened.manifest.digest(), opened))
     };
     let open = |opened: OpenedPackage<&File>| {
-        let image = Image::build(&Plaintext(&opened.plaintext)).map_err(refusal_of)?;
-        let libraries = Libraries::of(&Plaintext(&opened.plaintext)).map_err(refusal_of)?;
-        tracing::info!(program = %opened.manifest.program, bytes = image.memory(), "opened");
+        let (source, manifest) = (Plaintext(&opened.plaintext), &opened.manifest);
+        let library = is_library(&opened.plaintext)?.then(|| manifest.readers.clone());
+        let image = if library.is_some() { Image::build_library(&source) } else { Image::build(&source) }.map_err(refusal_of)?;
+        let libraries = Libraries::of(&source).map_err(refusal_of)?;
+        tracing::info!(program = %manifest.program, bytes = image.memory(), "opened");
         Ok(Program {
             image,
-            program: opened.manifest.program.clone(),
-            sequence: opened.manifest.sequence,
-            loader_variables: opened.manifest.loader_variables,
+            program: manifest.program.clone(),
+            sequence: manifest.sequence,
+            loader_variables: manifest.loader_variables,
             libraries,
+            library,
             locked: OnceLock::new(),
         })
     };
@@ -252,12 +264,12 @@ pub(crate) fn check_file(file: File) -> Result<File> {
     Ok(file)
 }
 
-fn identity_of(file: impl AsFd) -> Result<Identity> {
+pub(crate) fn identity_of(file: impl AsFd) -> Result<Identity> {
     Identity::of(file).map_err(|e| Refusal::io("the package", e))
 }
 
 /// The client lives in this process's user and mount namespaces, so that paths and users mean the same to both.
-fn check_namespaces(peer: Peer, us: &Processor) -> Result<()> {
+pub(crate) fn check_namespaces(peer: Peer, us: &Processor) -> Result<()> {
     let own_user = peer.uid == rustix::process::geteuid().as_raw();
     if us.config.namespaces == Namespaces::AnyForOwnUser && own_user {
         return Ok(());

@@ -1,9 +1,12 @@
 //! Which parts of an ELF program are sealed (source \[49\]\[65\]): the bytes of its executable segments, with constants those of all that
 //! nobody writes to, without the headers and tables that tools and the dynamic linker read from the file. Every field is an allegation.
 
+mod library;
 mod start;
 mod tables;
 
+pub use library::is_library;
+pub(crate) use library::{Changed, Hook, hook};
 pub(crate) use start::{Named, named};
 
 use crate::layout::{Layout, Patch, Range};
@@ -50,7 +53,11 @@ const PLAIN_SECTIONS: [u32; 16] = [
 /// The layout of a program; [`Code::UnsupportedProgram`] says what it is not.
 pub(crate) fn layout(file: &dyn ReadAt, constants: bool) -> Result<Layout> {
     let elf = Elf::read(file)?;
-    elf.check_program()?;
+    if elf.is_library()? {
+        elf.check_library()?
+    } else {
+        elf.check_program()?
+    }
     let mut sealed = Vec::new();
     for range in subtract(&elf.sealable(constants)?, &elf.plain()?) {
         if !elf.is_padding(range)? {
@@ -97,8 +104,7 @@ impl<'a> Elf<'a> {
         self.segments.iter().filter(move |s| s.p_type.get(LE) == kind)
     }
 
-    /// A program has an entry point in an executable segment; a shared object is one only where it is position-independent
-    /// *and executable*: it names an interpreter, says so (DF_1_PIE), or stands on its own (neither name nor needs).
+    /// A program has an entry point in an executable segment.
     fn check_program(&self) -> Result<()> {
         let entry = self.header.e_entry.get(LE);
         let enters = |s: &ProgramHeader64<LE>| {
@@ -108,18 +114,18 @@ impl<'a> Elf<'a> {
             return Err(unsupported("it has no entry point in an executable segment"));
         }
         match self.header.e_type.get(LE) {
-            ET_EXEC => Ok(()),
-            ET_DYN if self.of_type(PT_INTERP).next().is_some() || self.is_standalone()? => Ok(()),
-            ET_DYN => Err(unsupported("it is a shared library")),
+            ET_EXEC | ET_DYN => Ok(()),
             _ => Err(unsupported("it is no executable")),
         }
     }
 
+    /// Whether a shared object is a program though it names no interpreter: it says so (DF_1_PIE), or it has an entry point and neither
+    /// name nor needs.
     fn is_standalone(&self) -> Result<bool> {
         let dynamic = self.dynamic()?;
         let value = |tag: u32| dynamic.iter().find(|d| d.0 == u64::from(tag)).map(|d| d.1);
         let pie = value(DT_FLAGS_1).is_some_and(|flags| flags & u64::from(DF_1_PIE) != 0);
-        Ok(pie || (value(DT_SONAME).is_none() && value(DT_NEEDED).is_none()))
+        Ok(pie || (self.header.e_entry.get(LE) != 0 && value(DT_SONAME).is_none() && value(DT_NEEDED).is_none()))
     }
 
     /// Tag and value of each entry of the dynamic section.

@@ -26,6 +26,7 @@ mod start;
 mod wrap;
 
 pub use data::DataReader;
+pub use elf::is_library;
 pub use gate::ReleaseSecret;
 pub use kem::{Decapsulate, SealingKeyPair, SessionKey};
 pub use keys::{ContentKey, PageKeys};
@@ -35,7 +36,7 @@ pub use package::Package;
 pub use pages::{Opened, Opener, Roots, Sealer, plain_digest};
 pub use read_at::ReadAt;
 pub use reader::{AT_ONCE, PackageReader};
-pub use start::StartRecord;
+pub use start::{LibraryPlace, StartRecord};
 pub use wrap::{
     DirectWrap, open_possession, open_release, open_session, open_wrap, seal_possession, seal_release, wrap_common, wrap_session,
 };

@@ -1,13 +1,16 @@
 //! The start record: how a package on a machine's disk names the interpreter of that machine's processor, so that the kernel
-//! starts it directly, and how that is undone before anything is verified.
+//! starts it directly, or, for a shared library, brings the code that asks that processor before anything else of it runs; and how
+//! that is undone before anything is verified.
 //!
 //! A package is delivered without it. Whoever puts it on a disk (step 1011) makes one program header name a path that is appended,
 //! and appends the header's original bytes: `delivered package ‖ path ‖ NUL ‖ record ‖ footer`. The record is CBOR; the footer is
-//! eight bytes of magic and the record's length, eight bytes, big endian. Nothing of it is signed, and it needs no signature:
-//! readers see the delivered bytes, of which every one is compared with the seal, and take no record but the one that
-//! [`StartRecord::plan`] itself makes of those bytes and the path.
+//! eight bytes of magic and the record's length, eight bytes, big endian. A library has zeros up to the next page and the stub in
+//! the path's place. Nothing of it is signed, and it needs no signature: readers see the delivered bytes, of which every one is
+//! compared with the seal, and take no record but the one that [`StartRecord::plan`] or [`StartRecord::plan_library`] itself makes of
+//! those bytes and the path or stub. A stub that somebody changed has run before anybody could look: who may write to a
+//! library says what runs in the programs that load it, as for any library.
 
-use crate::elf::{self, Named};
+use crate::elf::{self, Changed, Hook, Named};
 use crate::read_at::ReadAt;
 use chipbound_wire::bounded::{Bytes, List, decode, encode};
 use chipbound_wire::limits::MAX_INTERPRETER;
@@ -24,11 +27,18 @@ const MAX_RECORD: u64 = 1024;
 /// Changed places in one record, and bytes of each.
 const MAX_EDITS: usize = 4;
 const MAX_EDIT: usize = 64;
+/// Bytes of a stub: far more than it has.
+const MAX_STUB: usize = 64 * 1024;
+/// Bytes between the delivered package and the record.
+const MAX_APPENDED: u64 = MAX_STUB as u64 + PAGE;
+/// Bytes of a page: stubs are mapped from the file.
+const PAGE: u64 = 4096;
 
 /// What was changed in a delivered package to make the kernel start it directly.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StartRecord {
-    interpreter: Vec<u8>,
+    /// What follows the delivered package: path and NUL, or padding and stub.
+    appended: Vec<u8>,
     form: Form,
     /// What stands where the originals stood, in the order of the edits.
     placed: Vec<Vec<u8>>,
@@ -43,6 +53,33 @@ struct Form {
     delivered: u64,
     #[n(1)]
     edits: List<Edit, MAX_EDITS>,
+    /// Of a library alone.
+    #[n(2)]
+    stub: Option<Stub>,
+}
+
+/// The plain code that a library has called first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(array)]
+struct Stub {
+    /// Bytes.
+    #[n(0)]
+    len: u64,
+    /// Where it begins in them.
+    #[n(1)]
+    entry: u64,
+}
+
+/// What the stub of a library has to know of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LibraryPlace {
+    /// Where the stub's first byte lies in memory, before the load bias.
+    pub address: u64,
+    /// Where the library's own `DT_INIT` leads, before the load bias; none where it has none.
+    pub init: Option<u64>,
+    /// Address and length, before the load bias, of what is to be made read-only before `DT_INIT` is called, where no dynamic linker is
+    /// told so any more (PT_GNU_RELRO).
+    pub read_only: Option<(u64, u64)>,
 }
 
 /// A changed place and the bytes that were there.
@@ -64,14 +101,40 @@ impl StartRecord {
             let detail = format!("{:?} is no absolute path of at most {MAX_INTERPRETER} bytes", String::from_utf8_lossy(interpreter));
             return Err(Refusal::new(Code::ConfigInvalid, detail));
         }
-        let named = match elf::named(delivered, delivered.size(), interpreter.len() as u64 + 1) {
-            Err(refusal) if refusal.code == Code::UnsupportedProgram => return Ok(None),
-            other => other?,
+        let named = || match elf::hook(delivered)? {
+            Some(_) => Ok(None),
+            None => elf::named(delivered, delivered.size(), interpreter.len() as u64 + 1),
         };
-        let Some(Named { offset, original, placed }) = named else { return Ok(None) };
-        let edits = List::new(vec![Edit { offset, original: Bytes::new(original.to_vec())? }])?;
-        let form = Form { delivered: delivered.size(), edits };
-        Ok(Some(Self { interpreter: interpreter.to_vec(), form, placed: vec![placed.to_vec()] }))
+        let Some(Named { offset, original, placed }) = if_elf(named())? else { return Ok(None) };
+        let changes = [Changed { offset, original: original.to_vec(), placed: placed.to_vec() }];
+        Self::of(delivered.size(), &changes, None, [interpreter, &[0]].concat()).map(Some)
+    }
+
+    /// Where a stub would lie in a delivered package of a shared library; `None` for anything else.
+    pub fn library_place(delivered: &dyn ReadAt) -> Result<Option<LibraryPlace>> {
+        Ok(if_elf(elf::hook(delivered))?.map(|Hook { address, init, read_only, .. }| LibraryPlace { address, init, read_only }))
+    }
+
+    /// What has to be changed in a delivered package of a shared library so that dynamic linkers call `stub`, at most 64 KiB, at its byte
+    /// `entry` before anything else of it. `None` for anything else.
+    pub fn plan_library(delivered: &dyn ReadAt, stub: &[u8], entry: u64) -> Result<Option<Self>> {
+        if stub.is_empty() || stub.len() > MAX_STUB || entry >= stub.len() as u64 {
+            return Err(Refusal::new(Code::Internal, "a library's stub is none, or larger than any is"));
+        }
+        let Some(hook) = if_elf(elf::hook(delivered))? else { return Ok(None) };
+        let at = delivered.size().next_multiple_of(PAGE);
+        let changes = hook.changes(at, stub.len() as u64, entry);
+        let mut appended = vec![0; (at - delivered.size()) as usize];
+        appended.extend(stub);
+        let stub = Stub { len: stub.len() as u64, entry };
+        Self::of(delivered.size(), &changes, Some(stub), appended).map(Some)
+    }
+
+    fn of(delivered: u64, changes: &[Changed], stub: Option<Stub>, appended: Vec<u8>) -> Result<Self> {
+        let edit = |c: &Changed| Ok(Edit { offset: c.offset, original: Bytes::new(c.original.clone())? });
+        let edits = List::new(changes.iter().map(edit).collect::<Result<Vec<_>>>()?)?;
+        let placed = changes.iter().map(|c| c.placed.clone()).collect();
+        Ok(Self { appended, form: Form { delivered, edits, stub }, placed })
     }
 
     /// The record that a file ends with, checked against what the file says without it; `None` where it ends with none.
@@ -79,24 +142,35 @@ impl StartRecord {
     pub fn read(file: &dyn ReadAt) -> Result<Option<Self>> {
         let Some((record_at, form)) = read_form(file)? else { return Ok(None) };
         let moved = || Refusal::new(Code::PackageTruncated, "the package is not as long as its start record says");
-        let path = record_at.checked_sub(form.delivered).filter(|len| (2..=MAX_INTERPRETER as u64 + 1).contains(len));
-        let path = bytes(file, form.delivered, path.ok_or_else(moved)?)?;
-        let interpreter = path.strip_suffix(&[0]).filter(|path| path.starts_with(b"/")).ok_or_else(moved)?;
         let delivered = Delivered::of_form(file, &form);
-        let expected = Self::plan(&delivered, interpreter).map_err(|e| altered(&e.detail))?;
-        let expected = expected.filter(|record| record.form == form).ok_or_else(|| altered("other places than the interpreter's"))?;
+        let length = record_at.checked_sub(form.delivered).filter(|len| *len <= MAX_APPENDED).ok_or_else(moved)?;
+        let appended = bytes(file, form.delivered, length)?;
+        let expected = match form.stub {
+            None => {
+                let path = appended.strip_suffix(&[0]).filter(|path| path.starts_with(b"/")).ok_or_else(moved)?;
+                Self::plan(&delivered, path)
+            }
+            Some(stub) => {
+                let padding = form.delivered.next_multiple_of(PAGE) - form.delivered;
+                let held = appended.split_at_checked(padding as usize).filter(|(_, held)| held.len() as u64 == stub.len);
+                Self::plan_library(&delivered, held.ok_or_else(moved)?.1, stub.entry)
+            }
+        };
+        let expected = expected.map_err(|e| altered(&e.detail))?;
+        let other = || altered("other places than an interpreter's or a library's");
+        let expected = expected.filter(|record| record.form == form && record.appended == appended).ok_or_else(other)?;
         for (edit, placed) in form.edits.iter().zip(&expected.placed) {
             if bytes(file, edit.offset, placed.len() as u64)? != *placed {
-                return Err(altered("the program header of the interpreter"));
+                return Err(altered("what stands in the places that it names"));
             }
         }
         Ok(Some(expected))
     }
 
-    /// The path of the interpreter.
+    /// The path of the interpreter; none for a library, which brings the code that asks the processor.
     #[must_use]
-    pub fn interpreter(&self) -> &[u8] {
-        &self.interpreter
+    pub fn interpreter(&self) -> Option<&[u8]> {
+        if self.form.stub.is_some() { None } else { self.appended.strip_suffix(&[0]) }
     }
 
     /// Bytes of the package as it was delivered.
@@ -111,7 +185,7 @@ impl StartRecord {
         let mut writes: Vec<_> = self.form.edits.iter().zip(&self.placed).map(|(edit, placed)| (edit.offset, placed.clone())).collect();
         let record = encode(&self.form);
         let length = (record.len() as u64).to_be_bytes();
-        writes.push((self.form.delivered, [&*self.interpreter, &[0], &*record, &START_MAGIC, &length].concat()));
+        writes.push((self.form.delivered, [&*self.appended, &*record, &START_MAGIC, &length].concat()));
         writes
     }
 
@@ -158,6 +232,14 @@ impl<F: ReadAt> ReadAt for Delivered<F> {
             }
         }
         Ok(())
+    }
+}
+
+/// What is no program of the usual form has no record.
+fn if_elf<T>(found: Result<Option<T>>) -> Result<Option<T>> {
+    match found {
+        Err(refusal) if refusal.code == Code::UnsupportedProgram => Ok(None),
+        other => other,
     }
 }
 

@@ -6,7 +6,7 @@ use crate::bounded::{Bytes, List, Text};
 use crate::certificate::Chain;
 use crate::ids::{Digest, KeyId, OrderId, ProgramId, Time};
 pub use crate::limits::MAX_CONTROL;
-use crate::limits::{MAX_DOCUMENT, MAX_INTERPRETER, MAX_NAME, MAX_TEXT, MAX_WAITING, MAX_WITH};
+use crate::limits::{MAX_DOCUMENT, MAX_INTERPRETER, MAX_NAME, MAX_PIECES, MAX_TEXT, MAX_WAITING, MAX_WITH};
 use crate::messages::Abort;
 use crate::suite::{Class, Mapping, Profile};
 use minicbor::{Decode, Encode};
@@ -109,6 +109,14 @@ pub enum Request {
         /// Of this program alone; of all where absent.
         #[n(0)]
         program: Option<ProgramId>,
+    },
+    /// Open a shared library in the process that asks, a program that this processor started. Its file, open for reading, comes along.
+    /// Answered with [`Response::Knock`]; on the connection that the process makes then, with [`Response::Library`].
+    #[n(16)]
+    Library {
+        /// An address in the process at which the file is mapped.
+        #[n(0)]
+        address: u64,
     },
 }
 
@@ -320,4 +328,37 @@ pub enum Response {
         #[n(1)]
         ways: List<WayHere, 8>,
     },
+    /// Connect to the socket of this name in the kernel's own name space (unix(7), "abstract"): what the process does after this
+    /// processor knew it is surely its own. A refusal comes on the connection that asked.
+    #[n(17)]
+    Knock {
+        /// Random.
+        #[n(0)]
+        name: Digest,
+    },
+    /// The library is verified and opened: map these pieces of the file that comes along.
+    #[n(18)]
+    Library {
+        /// In ascending order.
+        #[n(0)]
+        pieces: List<Piece, MAX_PIECES>,
+    },
+}
+
+/// Pages of a library that are only read or executed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(array)]
+pub struct Piece {
+    /// First address, before the load bias, a multiple of 4096.
+    #[n(0)]
+    pub address: u64,
+    /// Bytes, a multiple of 4096.
+    #[n(1)]
+    pub length: u64,
+    /// Offset in the file, a multiple of 4096.
+    #[n(2)]
+    pub at: u64,
+    /// Whether they are code.
+    #[n(3)]
+    pub executable: bool,
 }

@@ -30,6 +30,8 @@ pub const MAX_CONTROL: usize = 256 * 1024;
 pub const MAX_WAITING: usize = 256;
 /// Packages of data that one program is started with.
 pub const MAX_WITH: usize = 8;
+/// Segments of a library that are only read or executed.
+pub const MAX_PIECES: usize = 16;
 /// A JSON request body of the first path.
 pub const MAX_JSON: usize = 64 * 1024;
 /// A program or data file, in bytes (1 TiB).

@@ -56,7 +56,9 @@ fn the_same_output(story: &Story<'_>) -> Promise {
 /// The package executed like any file: the kernel starts it by the processor's interpreter.
 async fn it_is_a_command(story: &Story<'_>) -> Result<Promise> {
     let package = &story.delivered.package;
-    let named = Package::read(&open(package)?)?.start.map(|record| String::from_utf8_lossy(record.interpreter()).into_owned());
+    let named = Package::read(&open(package)?)?
+        .start
+        .and_then(|record| record.interpreter().map(|path| String::from_utf8_lossy(path).into_owned()));
     let (output, _) = super::world::run(package, &story.program.arguments, &story.world.path("bought")).await?;
     Ok(Promise {
         name: "direct_start",

@@ -1,7 +1,7 @@
 //! Packages under a name in a bin folder: installed, listed, taken away; and whether one is whole, opens here and starts by itself.
 
 use super::package::{ask, file};
-use crate::bins::{self, Ownership};
+use crate::bins;
 use crate::cli::Common;
 use crate::client::blocking;
 use crate::client::placing::name_interpreter;
@@ -10,7 +10,7 @@ use crate::control::{Description, describe, unexpected};
 use crate::home::Home;
 use crate::output::Output;
 use chipbound_host::files::Pending;
-use chipbound_sealing::Package;
+use chipbound_sealing::{Package, is_library};
 use chipbound_wire::bounded::Bytes;
 use chipbound_wire::control::{Request, Response};
 use chipbound_wire::documents::{Receipt, Terms};
@@ -80,16 +80,27 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
     }
 }
 
-/// The order and format of a package, and the interpreter that it names.
+/// The order and format of a package, the interpreter that it names, and whether it is a shared library.
 struct Parts {
     terms: Terms,
     interpreter: Option<PathBuf>,
+    library: Option<Library>,
+}
+
+/// A package of a shared library.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Library {
+    /// It asks a processor when it is loaded.
+    Placed,
+    Unplaced,
 }
 
 fn parts(package: &File) -> Result<Parts> {
+    let library = is_library(package)?;
     let package = Package::read(package)?;
     let terms = read_claims(&package.documents.terms)?;
-    Ok(Parts { terms, interpreter: package.start.map(|record| path(record.interpreter())) })
+    let library = library.then(|| if package.start.is_some() { Library::Placed } else { Library::Unplaced });
+    Ok(Parts { terms, interpreter: package.start.and_then(|record| record.interpreter().map(path)), library })
 }
 
 fn path(bytes: &[u8]) -> PathBuf {
@@ -98,7 +109,7 @@ fn path(bytes: &[u8]) -> PathBuf {
 
 async fn install(socket: &Path, output: &Output, package: &Path, name: Option<String>, bin: Option<&Path>) -> Result<()> {
     let from = file(package)?;
-    let Parts { terms, .. } = parts(&from)?;
+    let Parts { terms, library, .. } = parts(&from)?;
     let Description { processor, interpreter, .. } = describe(socket)?;
     if terms.processor != processor {
         let detail = format!("the package is bound to processor {}, the one here is {processor}", terms.processor);
@@ -107,13 +118,23 @@ async fn install(socket: &Path, output: &Output, package: &Path, name: Option<St
     if terms.format != Format::ElfX8664 {
         return Err(Refusal::new(Code::UnsupportedProgram, "the package holds data; open it with `chipbound open`"));
     }
+    if library.is_some() && interpreter.is_none() {
+        let detail = "the package is a shared library, and asks by the interpreter of a processor; this one has none";
+        return Err(Refusal::new(Code::NoDirectStart, detail));
+    }
     let usual = package.file_name().map(|n| n.to_string_lossy().into_owned());
     let name = name.or(usual).ok_or_else(|| Refusal::new(Code::ConfigInvalid, format!("{} names no file", package.display())))?;
     let target = named(&bins::folder(bin)?, &name)?;
     check_replaceable(&target)?;
-    let Ownership { group, mode } = bins::ownership();
+    let owned = bins::ownership(library.is_some());
     let written = target.clone();
-    let direct = blocking(move || write(&from, &written, interpreter.as_deref(), group, mode)).await?;
+    let direct = blocking(move || write(&from, &written, interpreter.as_deref(), owned)).await?;
+    if library.is_some() {
+        let text = format!("{}: installed (a shared library: programs load it)", target.display());
+        output.result(text, &json!({ "installed": target, "library": true }));
+        return Ok(());
+    }
+    let bins::Ownership { group, mode } = owned;
     let folder = target.parent().unwrap_or(Path::new("."));
     let start = match (direct, bins::in_path(folder)) {
         (true, true) => name,
@@ -146,7 +167,8 @@ fn check_replaceable(target: &Path) -> Result<()> {
 }
 
 /// The copy: whole under its name with its owner and mode, or not there at all.
-fn write(from: &File, target: &Path, interpreter: Option<&[u8]>, group: Option<u32>, mode: u32) -> Result<bool> {
+fn write(from: &File, target: &Path, interpreter: Option<&[u8]>, owned: bins::Ownership) -> Result<bool> {
+    let bins::Ownership { group, mode } = owned;
     let failed = |e| Refusal::io(target.display(), e);
     std::fs::create_dir_all(target.parent().unwrap_or(Path::new("."))).map_err(failed)?;
     let size = from.metadata().map_err(failed)?.len();
@@ -191,8 +213,8 @@ struct Seen {
 fn look(path: &Path) -> Option<Seen> {
     match File::open(path) {
         Ok(package) => {
-            let Parts { terms, interpreter } = parts(&package).ok()?;
-            Some(Seen { order: Some(terms.order), direct: Some(interpreter.is_some_and(|i| can_execute(&i))) })
+            let Parts { terms, interpreter, library } = parts(&package).ok()?;
+            Some(Seen { order: Some(terms.order), direct: library.is_none().then(|| interpreter.is_some_and(|i| can_execute(&i))) })
         }
         Err(e) if e.kind() == ErrorKind::PermissionDenied && bins::for_execution_alone(path) => Some(Seen { order: None, direct: None }),
         Err(_) => None,
@@ -223,9 +245,9 @@ fn uninstall(output: &Output, name: &str, bin: Option<&Path>) -> Result<()> {
 async fn verify(socket: &Path, output: &Output, package: &Path) -> Result<()> {
     let target = find(package)?;
     let shown = target.display().to_string();
-    let opened = match File::open(&target) {
-        Ok(file) => vec![file.into()],
-        Err(e) if e.kind() == ErrorKind::PermissionDenied => Vec::new(), // The processor looks by itself.
+    let (library, opened) = match File::open(&target) {
+        Ok(file) => (parts(&file).ok().and_then(|parts| parts.library), vec![file.into()]),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => (None, Vec::new()), // The processor looks by itself.
         Err(e) => return Err(Refusal::io(&shown, e)),
     };
     let whole = std::path::absolute(&target).map_err(|e| Refusal::io(&shown, e))?;
@@ -241,11 +263,14 @@ async fn verify(socket: &Path, output: &Output, package: &Path) -> Result<()> {
     let ours = describe(socket)?.interpreter.map(|i| path(&i));
     let (works, direct) = direct_start(named.as_deref(), ours.as_deref());
     let title = &*title;
-    let text = format!(
-        "{shown}: {title}\nwhole: every byte is the one that was sealed\nopens here: it is bound to this processor\ndirect start: {direct}"
-    );
-    let value =
-        json!({ "package": target, "title": title, "whole": true, "opens_here": true, "direct_start": works, "interpreter": named });
+    let last = match library {
+        None => format!("direct start: {direct}"),
+        Some(Library::Placed) => "shared library: it asks this machine's processor when a program loads it".to_owned(),
+        Some(Library::Unplaced) => "shared library: it asks no processor, so that no program can load it; chipbound install it".to_owned(),
+    };
+    let text = format!("{shown}: {title}\nwhole: every byte is the one that was sealed\nopens here: it is bound to this processor\n{last}");
+    let value = json!({ "package": target, "title": title, "whole": true, "opens_here": true, "direct_start": works, "interpreter": named,
+        "library": library.is_some() });
     output.result(text, &value);
     match named {
         Some(_) if !works => Err(Refusal::new(Code::NoDirectStart, direct)),

@@ -7,7 +7,7 @@ use crate::home::Home;
 use crate::output::Output;
 use crate::vendor::{Identity, plain_root};
 use chipbound_host::process::now;
-use chipbound_sealing::Layout;
+use chipbound_sealing::{Layout, is_library};
 use chipbound_wire::api::{Base64, NewRelease};
 use chipbound_wire::bounded::{List, Text};
 use chipbound_wire::documents::Manifest;
@@ -207,6 +207,8 @@ fn sealed(format: Option<Format>, profile: Option<Profile>, file: &File) -> Resu
     let profile = match (format, profile) {
         (Some(Format::Data), None) => Profile::Whole,
         (Some(Format::ElfX8664), None) => Profile::Code,
+        // A library that cannot be protected is no data unless its vendor says so.
+        (None, None) if is_library(file)? => Profile::Code,
         (None, None) => match Layout::detect(file)?.format() {
             Format::Data => Profile::Whole,
             Format::ElfX8664 => Profile::Code,

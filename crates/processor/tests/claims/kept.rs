@@ -26,7 +26,7 @@ pub(crate) fn echo(program: ProgramId) -> Program {
     let file = File::open("/bin/echo").expect("a program of every Debian");
     let source = Plain(file);
     let (image, libraries) = (Image::build(&source).expect("an image"), Libraries::of(&source).expect("its libraries"));
-    Program { image, program, sequence: 1, loader_variables: LoaderVariables::Forbid, libraries, locked: OnceLock::new() }
+    Program { image, program, sequence: 1, loader_variables: LoaderVariables::Forbid, libraries, library: None, locked: OnceLock::new() }
 }
 
 /// Whether a program had to be opened.

@@ -1,12 +1,12 @@
 //! Where a file keeps the tables of the dynamic linker, whatever its section headers say: what its dynamic section names. Sizes that the
 //! dynamic section does not give are found by walking the tables; what cannot be walked is sealed like code.
 
-use super::{Elf, Range, bytes, table};
+use super::{Elf, LE, Range, bytes, many, table};
 use chipbound_wire::{Code, Result};
 use object::elf::{
     DT_FINI_ARRAY, DT_FINI_ARRAYSZ, DT_GNU_HASH, DT_HASH, DT_INIT_ARRAY, DT_INIT_ARRAYSZ, DT_JMPREL, DT_PLTRELSZ, DT_PREINIT_ARRAY,
     DT_PREINIT_ARRAYSZ, DT_REL, DT_RELA, DT_RELASZ, DT_RELSZ, DT_STRSZ, DT_STRTAB, DT_SYMTAB, DT_VERDEF, DT_VERDEFNUM, DT_VERNEED,
-    DT_VERNEEDNUM, DT_VERSYM,
+    DT_VERNEEDNUM, DT_VERSYM, Sym64,
 };
 
 /// The table of relative relocations and its size (generic ABI), which `object` does not name.
@@ -51,6 +51,21 @@ pub(super) fn of_dynamic(elf: &Elf<'_>) -> Result<Vec<Range>> {
         }
     }
     Ok(ranges)
+}
+
+/// The symbols that the dynamic linker knows.
+pub(super) fn symbols(elf: &Elf<'_>) -> Result<Vec<Sym64<LE>>> {
+    let dynamic = elf.dynamic()?;
+    let place = |tag: u32| dynamic.iter().find(|d| d.0 == u64::from(tag)).and_then(|d| elf.offset_of(d.1));
+    let mut count = 0;
+    let walks: [(u32, Walk); 2] = [(DT_HASH, hash), (DT_GNU_HASH, gnu_hash)];
+    for (tag, walk) in walks {
+        if let Some((_, symbols)) = place(tag).map(|at| walk(elf, at)).transpose()? {
+            count = count.max(symbols);
+        }
+    }
+    let Some(at) = place(DT_SYMTAB) else { return Ok(Vec::new()) };
+    many(&bytes(elf.file, table(at, count, SYMBOL))?, count)
 }
 
 type Walk = fn(&Elf<'_>, u64) -> Result<(Range, usize)>;

@@ -3,6 +3,7 @@
 mod altered;
 mod common;
 mod data;
+mod libraries;
 mod programs;
 mod secrets;
 mod start;

@@ -289,9 +289,6 @@ fn what_is_no_supported_program_is_data_and_says_why() {
     refused(&with(24, &[0; 8]), "no entry point");
     refused(&with(56, &[0xff, 0xff]), "too many");
     refused(&with(32, &[0xff; 8]), "beyond the file");
-    refused(&build("library", &["-shared", "-fPIC", "-Wl,-soname,library"]), "entry point");
-    let library = std::fs::read("/lib64/ld-linux-x86-64.so.2").expect("the dynamic linker");
-    refused(&library, "shared library");
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn undone_it_is_byte_for_byte_the_delivered_package() {
     let delivered = seal(&build("start-undone", &["-static"]), Aead::Aes256Gcm).file();
     let mut file = placed(&delivered, INTERPRETER);
     let record = Package::read(&file).expect("a package").start.expect("a record");
-    assert_eq!(record.interpreter(), INTERPRETER);
+    assert_eq!(record.interpreter(), Some(INTERPRETER));
     assert_eq!(record.delivered(), delivered.len() as u64);
     file.truncate(delivered.len());
     for (offset, bytes) in record.undo() {
@@ -130,7 +130,7 @@ fn a_record_with_any_other_byte_is_refused() {
             // Another path of the same length: a well-formed record, which the processor compares with its own interpreter.
             Ok(_) if in_path && at > delivered.len() => {
                 let named = Package::read(&bad).expect("a package").start.expect("a record");
-                assert_ne!(named.interpreter(), INTERPRETER);
+                assert_ne!(named.interpreter(), Some(INTERPRETER));
             }
             Ok(_) => panic!("byte {} of the record counts for nothing", at - delivered.len()),
             Err(refusal) => assert!(
