@@ -110,7 +110,7 @@ async fn one_order(repository: &Books, release: &StoredRelease, log: &Arc<LogSig
         repository.session(TOKEN, NOW).await?;
     }
     repository.balances(BUYER).await?;
-    repository.catalogue().await?;
+    repository.catalogue("", 256).await?;
     repository.find_release("sample", None).await?;
     repository.place_order(&new_order(order, release, &confirmation)).await?;
     repository.authorise(BUYER, order, Digest::of(&confirmation), NOW).await?;
@@ -127,6 +127,7 @@ async fn one_order(repository: &Books, release: &StoredRelease, log: &Arc<LogSig
         kem: Kem::XWing,
         sealing_key: vec![11; 1216],
         release_secret: vec![12; 64],
+        content_key: vec![15; 64],
         seal: seal.clone(),
         created_at: NOW,
     };

@@ -3,8 +3,8 @@
 use crate::home::Session;
 use chipbound_transport::{Client, ClientRaw, ServerTrust};
 use chipbound_wire::api::{
-    Account, Acknowledge, Agreement, Base64, Catalogue, IDEMPOTENCY_HEADER, LogIn, NewOrder, NewRelease, Order, Published, Receipts,
-    Redownload, Settled, TICKET_HEADER, Ticket, TransferOrder, Transferring, Upload,
+    Account, Acknowledge, Agreement, Base64, Catalogue, IDEMPOTENCY_HEADER, LogIn, MadeToken, NewOrder, NewRelease, NewToken, Order,
+    Published, Receipts, Redownload, Release, Settled, TICKET_HEADER, Ticket, Tokens, TransferOrder, Transferring, Upload,
 };
 use chipbound_wire::tlog::{TILE_WIDTH, Tile};
 use chipbound_wire::{Digest, KeyId, OrderId, Result};
@@ -16,6 +16,8 @@ use zeroize::Zeroizing;
 
 /// Bytes of a bundle of entries of the receipts' log, the largest of its tiles.
 pub(crate) const MAX_TILE: usize = 34 * TILE_WIDTH as usize;
+/// Pages of a catalogue that are read, of 256 programs each.
+const MAX_PAGES: usize = 64;
 
 /// A server's API in the name of one user.
 pub struct Api {
@@ -45,9 +47,32 @@ impl Api {
         self.get("/v1/account").await
     }
 
-    /// The newest release of each program.
-    pub async fn programs(&self) -> Result<Catalogue> {
-        self.get("/v1/programs").await
+    /// The newest release of each program, page by page; at most [`MAX_PAGES`] of them.
+    pub async fn programs(&self) -> Result<Vec<Release>> {
+        let mut page: Catalogue = self.get("/v1/programs").await?;
+        let mut programs = page.programs;
+        for _ in 1..MAX_PAGES {
+            let Some(cursor) = page.next else { break };
+            page = self.get(&format!("/v1/programs?cursor={cursor}")).await?;
+            programs.append(&mut page.programs);
+        }
+        Ok(programs)
+    }
+
+    /// Makes an API token.
+    pub async fn make_token(&self, new: &NewToken) -> Result<MadeToken> {
+        self.post("/v1/tokens", &[], new).await
+    }
+
+    /// The account's API tokens.
+    pub async fn tokens(&self) -> Result<Tokens> {
+        self.get("/v1/tokens").await
+    }
+
+    /// Revokes an API token.
+    pub async fn revoke_token(&self, name: &str) -> Result<()> {
+        let path = format!("/v1/tokens/{name}");
+        self.client.request(Method::DELETE, &path, Some(&self.token), &[], "application/json", Vec::new(), 1024).await.map(drop)
     }
 
     /// Announces a release.

@@ -3,7 +3,7 @@
 use crate::home::Home;
 use crate::output::{Output, exit_code};
 use crate::run::{Wishes, run};
-use crate::verbs::{customer, installed, package, processor, vendor};
+use crate::verbs::{customer, installed, package, processor, token, vendor};
 use chipbound_wire::{Code, Refusal, Result};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
@@ -49,6 +49,9 @@ enum Verb {
     /// The vendor's identity
     #[command(subcommand)]
     Vendor(vendor::Verb),
+    /// API tokens, for programs that use a server in your name
+    #[command(subcommand)]
+    Token(token::Verb),
     /// The tamper-resistant processor of this machine
     #[command(subcommand)]
     Processor(processor::Verb),
@@ -114,6 +117,7 @@ fn execute(cli: Cli, output: &Output) -> Result<()> {
             false => in_shell(|| customer::execute(verb, &common, output)),
         },
         Verb::Publish(publish) => in_shell(|| vendor::publish(publish, &common, output)),
+        Verb::Token(verb) => in_shell(|| token::execute(verb, &common, output)),
         Verb::Vendor(verb) => in_shell(|| vendor::execute(verb, &common, output)),
     }
 }

@@ -48,9 +48,10 @@ pub struct Session {
     pub user: String,
     /// The bearer token. A secret.
     pub token: String,
-    /// Until when the token counts.
+    /// Until when the token counts; none for an API token, whose end the server knows.
     #[zeroize(skip)]
-    pub expires_at: Time,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
     /// The server's private TLS root in PEM; the public roots without one.
     #[zeroize(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]

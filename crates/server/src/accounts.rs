@@ -2,6 +2,7 @@
 
 use crate::server::Server;
 use crate::storage::{NewAccount, Principal, Repository};
+use crate::tokens::PREFIX;
 use argon2::password_hash::{Output, PasswordHash, PasswordHasher, SaltString};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use chipbound_wire::api::{Account, AccountRole, LogIn, Session};
@@ -95,7 +96,7 @@ impl Passwords {
         let count = |key| wrong.get(&key).filter(|(_, since)| now.0 < since.after(WINDOW).0).map_or(0, |(count, _)| *count);
         let too_many = count((peer, Some(user.to_owned()))) >= WRONG_OF_A_USER || count((peer, None)) >= WRONG_OF_A_PEER;
         if too_many || wrong.len() >= MAX_REMEMBERED {
-            return Err(Refusal::new(Code::RateLimited, "too many wrong passwords: wait a minute"));
+            return Err(Refusal::new(Code::RateLimited, "too many wrong passwords: wait a minute").retry_after(WINDOW));
         }
         Ok(())
     }
@@ -175,9 +176,13 @@ impl<R: Repository> Server<R> {
         Ok(Session { token, expires_at })
     }
 
-    /// Who holds the bearer token; [`Code::Unauthenticated`].
+    /// Who holds the bearer token, of a log-in or an API token; [`Code::Unauthenticated`].
     pub async fn authenticate(&self, token: &str) -> Result<Principal> {
-        let principal = self.repository.session(token_digest(token), self.now()).await?;
+        let (digest, now) = (token_digest(token), self.now());
+        let principal = match token.starts_with(PREFIX) {
+            true => self.repository.token(digest, now).await?,
+            false => self.repository.session(digest, now).await?,
+        };
         principal.ok_or_else(|| Refusal::new(Code::Unauthenticated, "the bearer token is unknown or ran out"))
     }
 

@@ -2,18 +2,20 @@
 //! table.
 
 use crate::openapi;
+use crate::pages::Page;
 use crate::routes::{self, Access, Body, Caller, Entry, Route};
 use crate::server::Server;
 use crate::storage::Repository;
 use axum::Router;
-use axum::extract::{ConnectInfo, State};
+use axum::extract::{ConnectInfo, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use chipbound_transport::extract::{Bearer, Json, Path, Upload};
 use chipbound_transport::{ApiError, Upgrade};
 use chipbound_wire::api::{
-    self, Account, AccountRole, Acknowledge, Agreement, Catalogue, IDEMPOTENCY_HEADER, LogIn, NewOrder, NewRelease, Order, Published,
-    Receipts, Redownload, Session, Settled, TICKET_HEADER, Ticket, TransferOrder, Transferring,
+    self, Account, AccountInfo, AccountRole, Accounts, Acknowledge, Agreement, Catalogue, IDEMPOTENCY_HEADER, LogIn, MadeToken, NewAccount,
+    NewOrder, NewRelease, NewToken, Order, Orders, Published, Receipts, Redownload, Scope, Session, Settled, TICKET_HEADER, Ticket, Tokens,
+    TransferOrder, Transferring,
 };
 use chipbound_wire::limits::MAX_PROGRAM;
 use chipbound_wire::{Code, Digest, OrderId, Refusal};
@@ -26,9 +28,15 @@ type Shared<R> = State<Arc<Server<R>>>;
 type Answer<T> = Result<Json<T>, ApiError>;
 
 const ANYBODY: Access = Access::Anybody;
-const LOGGED_IN: Access = Access::Roles(&[AccountRole::Customer, AccountRole::Vendor]);
-const CUSTOMER: Access = Access::Roles(&[AccountRole::Customer]);
-const VENDOR: Access = Access::Roles(&[AccountRole::Vendor]);
+const EVERY_ROLE: &[AccountRole] = &AccountRole::ALL;
+/// With a log-in's own token alone.
+const PASSWORD: Access = Access::Roles(EVERY_ROLE, None);
+const LOGGED_IN: Access = Access::Roles(EVERY_ROLE, Some(Scope::Read));
+const TRADERS: Access = Access::Roles(&[AccountRole::Customer, AccountRole::Vendor], Some(Scope::Read));
+const CUSTOMER: Access = Access::Roles(&[AccountRole::Customer], Some(Scope::Read));
+const BUYER: Access = Access::Roles(&[AccountRole::Customer], Some(Scope::Buy));
+const VENDOR: Access = Access::Roles(&[AccountRole::Vendor], Some(Scope::Publish));
+const OPERATOR: Access = Access::Roles(&[AccountRole::Operator], Some(Scope::Operate));
 const ONCE: &[(&str, &str)] = &[(IDEMPOTENCY_HEADER, "1 to 128 visible ASCII characters: the same key and body answer the same order")];
 const UPGRADED: &[(&str, &str)] = &[("upgrade", api::UPGRADE), (TICKET_HEADER, "the ticket, in hexadecimal")];
 
@@ -46,10 +54,10 @@ pub(crate) fn table<R: Repository>() -> Vec<Entry<R>> {
             row(post_.clone(), "/v1/sessions", ANYBODY, "Log in").takes(Body::json::<LogIn>()).answers(Body::json::<Session>()),
             post(log_in::<R>),
         ),
-        (row(Method::DELETE, "/v1/sessions", LOGGED_IN, "Log out"), delete(log_out::<R>)),
+        (row(Method::DELETE, "/v1/sessions", PASSWORD, "Log out"), delete(log_out::<R>)),
         (row(get_.clone(), "/v1/account", LOGGED_IN, "The account and its money").answers(Body::json::<Account>()), get(account::<R>)),
         (
-            row(get_.clone(), "/v1/programs", LOGGED_IN, "The newest release of each program").answers(Body::json::<Catalogue>()),
+            row(get_.clone(), "/v1/programs", TRADERS, "The newest release of each program, by its id").pages(Body::json::<Catalogue>()),
             get(programs::<R>),
         ),
         (
@@ -65,42 +73,43 @@ pub(crate) fn table<R: Repository>() -> Vec<Entry<R>> {
             put(publish::<R>),
         ),
         (
-            row(post_.clone(), "/v1/orders", CUSTOMER, "Order a release for a processor")
+            row(post_.clone(), "/v1/orders", BUYER, "Order a release for a processor")
                 .headers(ONCE)
                 .takes(Body::json::<NewOrder>())
                 .answers(Body::json::<Order>()),
             post(place_order::<R>),
         ),
+        (row(get_.clone(), "/v1/orders", CUSTOMER, "The orders, newest first").pages(Body::json::<Orders>()), get(orders::<R>)),
         (row(get_.clone(), "/v1/orders/{order}", CUSTOMER, "An order").answers(Body::json::<Order>()), get(order::<R>)),
         (
-            row(post_.clone(), "/v1/orders/{order}/agreement", CUSTOMER, "Agree to a confirmation: the price is held")
+            row(post_.clone(), "/v1/orders/{order}/agreement", BUYER, "Agree to a confirmation: the price is held")
                 .takes(Body::json::<Agreement>())
                 .answers(Body::json::<Order>()),
             post(agree::<R>),
         ),
         (
-            row(post_.clone(), "/v1/orders/{order}/tickets", CUSTOMER, "A ticket for one second path").answers(Body::json::<Ticket>()),
+            row(post_.clone(), "/v1/orders/{order}/tickets", BUYER, "A ticket for one second path").answers(Body::json::<Ticket>()),
             post(ticket::<R>),
         ),
         (
-            row(post_.clone(), "/v1/orders/{order}/acknowledgement", CUSTOMER, "Settle a delivery: receipt and release token")
+            row(post_.clone(), "/v1/orders/{order}/acknowledgement", BUYER, "Settle a delivery: receipt and release token")
                 .takes(Body::json::<Acknowledge>())
                 .answers(Body::json::<Settled>()),
             post(acknowledge::<R>),
         ),
         (
-            row(get_.clone(), "/v1/second-path", CUSTOMER, "Open the second path in this connection").headers(UPGRADED).status(101),
+            row(get_.clone(), "/v1/second-path", BUYER, "Open the second path in this connection").headers(UPGRADED).status(101),
             get(second_path::<R>),
         ),
         (row(get_.clone(), "/v1/receipts", CUSTOMER, "The newest receipts").answers(Body::json::<Receipts>()), get(receipts::<R>)),
         (
-            row(post_, "/v1/redownloads", CUSTOMER, "Have a settled order delivered again")
+            row(post_.clone(), "/v1/redownloads", BUYER, "Have a settled order delivered again")
                 .takes(Body::json::<Redownload>())
                 .answers(Body::json::<Order>()),
             post(redownload::<R>),
         ),
         (
-            row(Method::POST, "/v1/orders/{order}/transfers", CUSTOMER, "Have a settled order be for another processor")
+            row(Method::POST, "/v1/orders/{order}/transfers", BUYER, "Have a settled order be for another processor")
                 .takes(Body::json::<TransferOrder>())
                 .answers(Body::json::<Transferring>()),
             post(transfer::<R>),
@@ -116,6 +125,22 @@ pub(crate) fn table<R: Repository>() -> Vec<Entry<R>> {
             get(log_tile::<R>),
         ),
         (row(get_.clone(), "/log/key", ANYBODY, "The signed statement on the log's key").answers(Body::Octets), get(log_key::<R>)),
+        (
+            row(post_.clone(), "/v1/tokens", PASSWORD, "Make an API token")
+                .takes(Body::json::<NewToken>())
+                .answers(Body::json::<MadeToken>()),
+            post(make_token::<R>),
+        ),
+        (row(get_.clone(), "/v1/tokens", PASSWORD, "The API tokens").answers(Body::json::<Tokens>()), get(tokens::<R>)),
+        (row(Method::DELETE, "/v1/tokens/{name}", PASSWORD, "Revoke an API token"), delete(revoke_token::<R>)),
+        (row(get_.clone(), "/v1/accounts", OPERATOR, "The accounts, by user id").pages(Body::json::<Accounts>()), get(accounts::<R>)),
+        (
+            row(post_.clone(), "/v1/accounts", OPERATOR, "Make an account")
+                .takes(Body::json::<NewAccount>())
+                .answers(Body::json::<AccountInfo>()),
+            post(make_account::<R>),
+        ),
+        (row(Method::DELETE, "/v1/accounts/{user}/sessions", OPERATOR, "End every session and API token of a user"), delete(shut_out::<R>)),
         (row(get_, "/v1/openapi.json", ANYBODY, "This description").answers(Body::Octets), get(describe::<R>)),
     ]
 }
@@ -155,8 +180,8 @@ async fn account<R: Repository>(State(server): Shared<R>, Caller(principal): Cal
     Ok(Json(server.account(principal).await?))
 }
 
-async fn programs<R: Repository>(State(server): Shared<R>) -> Answer<Catalogue> {
-    Ok(Json(server.catalogue().await?))
+async fn programs<R: Repository>(State(server): Shared<R>, Query(page): Query<Page>) -> Answer<Catalogue> {
+    Ok(Json(server.catalogue(&page).await?))
 }
 
 async fn announce<R: Repository>(State(server): Shared<R>, Caller(vendor): Caller, Json(request): Json<NewRelease>) -> Answer<api::Upload> {
@@ -187,6 +212,10 @@ async fn place_order<R: Repository>(
 
 async fn order<R: Repository>(State(server): Shared<R>, Caller(customer): Caller, Path(order): Path<OrderId>) -> Answer<Order> {
     Ok(Json(server.order(&customer, order).await?))
+}
+
+async fn orders<R: Repository>(State(server): Shared<R>, Caller(customer): Caller, Query(page): Query<Page>) -> Answer<Orders> {
+    Ok(Json(server.orders(&customer, &page).await?))
 }
 
 async fn agree<R: Repository>(
@@ -241,4 +270,34 @@ async fn transfer<R: Repository>(
 
 async fn redownload<R: Repository>(State(server): Shared<R>, Caller(customer): Caller, Json(request): Json<Redownload>) -> Answer<Order> {
     Ok(Json(server.redownload(&customer, &request).await?))
+}
+
+async fn make_token<R: Repository>(State(server): Shared<R>, Caller(caller): Caller, Json(new): Json<NewToken>) -> Answer<MadeToken> {
+    Ok(Json(server.make_token(&caller, new).await?))
+}
+
+async fn tokens<R: Repository>(State(server): Shared<R>, Caller(caller): Caller) -> Answer<Tokens> {
+    Ok(Json(server.tokens(&caller).await?))
+}
+
+async fn revoke_token<R: Repository>(
+    State(server): Shared<R>,
+    Caller(caller): Caller,
+    Path(name): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    server.revoke_token(&caller, &name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn accounts<R: Repository>(State(server): Shared<R>, Query(page): Query<Page>) -> Answer<Accounts> {
+    Ok(Json(server.accounts(&page).await?))
+}
+
+async fn make_account<R: Repository>(State(server): Shared<R>, Json(new): Json<NewAccount>) -> Answer<AccountInfo> {
+    Ok(Json(server.make_account(new).await?))
+}
+
+async fn shut_out<R: Repository>(State(server): Shared<R>, Path(user): Path<String>) -> Result<StatusCode, ApiError> {
+    server.shut_out(&user).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

@@ -52,6 +52,7 @@ pub enum Command {
         config: PathBuf,
     },
     /// Print the description of the first path in OpenAPI 3.1; a running server answers it at /v1/openapi.json.
+    #[command(after_help = "Example:\n  chipbound server openapi")]
     Openapi,
     /// Replace one of the server's keys by a fresh one, while the server is stopped; what was signed before stays good.
     #[command(after_help = "Example:\n  chipbound server rotate --config shop/server.toml --key receipt")]
@@ -80,7 +81,7 @@ pub enum AccountCommand {
         /// The user id.
         #[arg(long)]
         user: String,
-        /// What it may do: customer or vendor.
+        /// What it may do: customer, vendor, operator or auditor.
         #[arg(long, default_value = "customer", value_parser = parse::<AccountRole>)]
         role: AccountRole,
         /// A file (mode 0600) whose first line is the password.
@@ -190,7 +191,7 @@ async fn account(command: AccountCommand) -> Result<()> {
         }
         AccountCommand::List { config } => {
             let repository = books(&config).await?;
-            for principal in repository.accounts().await? {
+            for principal in repository.accounts("", u32::MAX).await? {
                 let balances = repository.balances(principal.account).await?;
                 let money = balances.iter().map(|b| format!("{} available, {} held", b.available, b.held)).collect::<Vec<_>>();
                 println!("{}  {:<8}  {}  {}", principal.account, principal.role.as_str(), principal.user, money.join("; "));

@@ -26,8 +26,10 @@ pub mod keys;
 pub mod line;
 pub mod log_key;
 pub mod openapi;
+pub mod operating;
 pub mod ordering;
 mod packing;
+pub mod pages;
 mod parcel;
 pub mod payment;
 mod places;
@@ -40,6 +42,7 @@ pub mod settling;
 pub mod standing;
 pub mod storage;
 mod threads;
+pub mod tokens;
 pub mod transferring;
 
 pub use server::{Clock, Parts, Server};

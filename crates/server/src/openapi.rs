@@ -1,6 +1,7 @@
 //! The description of the first path in OpenAPI 3.1, made of the table of routes and the types that travel.
 
 use crate::api;
+use crate::pages::MOST;
 use crate::routes::{Access, Body, Route};
 use crate::storage::Repository;
 use chipbound_transport::problem::PROBLEM_JSON;
@@ -41,7 +42,8 @@ fn describe(routes: impl Iterator<Item = Route>) -> Value {
         "info": {
             "title": "chipbound, the first path",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Documents travel as base64 of the bytes that were signed (docs/chipbound.cddl). Refusals are problem details \
+            "description": "Who may call a route is its x-roles; what scope an API token needs for it is its x-scope, without one it \
+                needs a log-in with the password. Documents travel as base64 of the bytes that were signed (docs/chipbound.cddl). Refusals are problem details \
                 (RFC 9457) with a stable code.",
         },
         "paths": paths,
@@ -73,9 +75,10 @@ fn operation(route: &Route, schemas: &mut SchemaGenerator) -> Value {
     if !parameters.is_empty() {
         operation["parameters"] = parameters.into();
     }
-    if let Access::Roles(roles) = route.access {
+    if let Access::Roles(roles, scope) = route.access {
         operation["security"] = json!([{ "bearer": [] }]);
         operation["x-roles"] = roles.iter().map(|r| r.as_str()).collect();
+        operation["x-scope"] = scope.map_or(Value::Null, |s| s.as_str().into());
     }
     operation
 }
@@ -95,7 +98,12 @@ fn parameters(route: &Route) -> Vec<Value> {
     let in_headers = route.headers.iter().map(
         |(name, about)| json!({ "name": name, "in": "header", "required": true, "description": about, "schema": { "type": "string" } }),
     );
-    in_path.chain(in_headers).collect()
+    let in_query = [
+        json!({ "name": "cursor", "in": "query", "description": "the `next` of the page before", "schema": { "type": "string" } }),
+        json!({ "name": "limit", "in": "query", "description": "how many at most",
+            "schema": { "type": "integer", "minimum": 1, "maximum": MOST, "default": MOST } }),
+    ];
+    in_path.chain(in_headers).chain(in_query.into_iter().filter(|_| route.paged)).collect()
 }
 
 /// `get_v1_orders_order`: unique, and as stable as the path.

@@ -1,6 +1,7 @@
 //! How vendors publish, and the catalogue.
 
 use crate::blobs::{Blobs, Kind};
+use crate::pages::{Page, next};
 use crate::server::Server;
 use crate::storage::{PendingUpload, Principal, Repository, StoredRelease};
 use chipbound_sealing::{Layout, plain_digest};
@@ -71,10 +72,12 @@ impl<R: Repository> Server<R> {
         Ok(Published { sealed_bytes: release.sealed_bytes, release: described(&release)? })
     }
 
-    /// The newest release of each program.
-    pub async fn catalogue(&self) -> Result<Catalogue> {
-        let releases = self.repository.catalogue().await?;
-        Ok(Catalogue { programs: releases.iter().map(described).collect::<Result<_>>()? })
+    /// A page of the newest releases of each program, by program id.
+    pub async fn catalogue(&self, page: &Page) -> Result<Catalogue> {
+        let limit = page.limit()?;
+        let mut releases = self.repository.catalogue(&page.after("programs")?.unwrap_or_default(), limit + 1).await?;
+        let next = next("programs", &mut releases, limit, |r| r.program.to_string());
+        Ok(Catalogue { programs: releases.iter().map(described).collect::<Result<_>>()?, next })
     }
 }
 

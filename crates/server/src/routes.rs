@@ -10,7 +10,7 @@ use axum::response::Response;
 use axum::routing::MethodRouter;
 use chipbound_transport::ApiError;
 use chipbound_transport::extract::Bearer;
-use chipbound_wire::api::AccountRole;
+use chipbound_wire::api::{AccountRole, Scope};
 use chipbound_wire::{Code, Refusal};
 use http::Method;
 use http::request::Parts;
@@ -22,9 +22,9 @@ use std::sync::Arc;
 pub(crate) enum Access {
     /// Whoever connects.
     Anybody,
-    /// Whoever is logged in with one of these roles; others are refused with [`Code::Forbidden`], strangers with
-    /// [`Code::Unauthenticated`].
-    Roles(&'static [AccountRole]),
+    /// Whoever is logged in with one of these roles, and whoever has an API token of such an account with that scope; without a
+    /// scope no API token is enough. Others are refused with [`Code::Forbidden`], strangers with [`Code::Unauthenticated`].
+    Roles(&'static [AccountRole], Option<Scope>),
 }
 
 /// A body, in or out.
@@ -56,6 +56,8 @@ pub(crate) struct Route {
     pub(crate) access: Access,
     /// Headers that the route looks at, and what for.
     pub(crate) headers: &'static [(&'static str, &'static str)],
+    /// Whether it answers a page, chosen by `cursor` and `limit`.
+    pub(crate) paged: bool,
     pub(crate) takes: Body,
     /// The status when all is well.
     pub(crate) status: u16,
@@ -65,7 +67,7 @@ pub(crate) struct Route {
 impl Route {
     /// A route that takes nothing and answers with no body.
     pub(crate) fn new(method: Method, path: &'static str, access: Access, about: &'static str) -> Self {
-        Self { method, path, about, access, headers: &[], takes: Body::Nothing, status: 204, answers: Body::Nothing }
+        Self { method, path, about, access, headers: &[], paged: false, takes: Body::Nothing, status: 204, answers: Body::Nothing }
     }
 
     /// Takes that body.
@@ -81,6 +83,11 @@ impl Route {
     /// Answers with that status when all is well.
     pub(crate) fn status(self, status: u16) -> Self {
         Self { status, ..self }
+    }
+
+    /// Answers 200 with a page of that form.
+    pub(crate) fn pages(self, answers: Body) -> Self {
+        Self { paged: true, ..self.answers(answers) }
     }
 
     /// Looks at these headers.
@@ -108,13 +115,19 @@ async fn admit<R: Repository>(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let Access::Roles(roles) = access else { return Ok(next.run(request).await) };
+    let Access::Roles(roles, scope) = access else { return Ok(next.run(request).await) };
     let (mut parts, body) = request.into_parts();
     let Bearer(token) = Bearer::from_request_parts(&mut parts, &server).await?;
     let principal = server.authenticate(&token).await?;
     if !roles.contains(&principal.role) {
         let names: Vec<_> = roles.iter().map(|r| r.as_str()).collect();
         return Err(Refusal::new(Code::Forbidden, format!("this is for a {}", names.join(" or "))).into());
+    }
+    if let Some(granted) = &principal.scopes
+        && !scope.is_some_and(|needed| granted.contains(&needed))
+    {
+        let needed = scope.map_or("a log-in with the password".to_owned(), |s| format!("the scope {}", s.as_str()));
+        return Err(Refusal::new(Code::Forbidden, format!("this API token is not enough: this needs {needed}")).into());
     }
     parts.extensions.insert(principal);
     Ok(next.run(Request::from_parts(parts, body)).await)

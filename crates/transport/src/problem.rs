@@ -12,9 +12,9 @@ use std::error::Error;
 
 /// The media type of a problem.
 pub const PROBLEM_JSON: &str = "application/problem+json";
-/// Seconds that a client is told to wait when there were too many requests, and when all places are taken.
-const RETRY_RATE_LIMITED: &str = "5";
-const RETRY_BUSY: &str = "1";
+/// Seconds that a client is told to wait, where the refusal says none, when there were too many requests and when all places are taken.
+const RETRY_RATE_LIMITED: u64 = 5;
+const RETRY_BUSY: u64 = 1;
 
 /// A refusal as it travels on the first path.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -89,7 +89,7 @@ fn printable(text: &str) -> String {
 
 /// A refusal as the answer of a handler: `async fn handler(…) -> Result<Json<T>, ApiError>`.
 ///
-/// `rate_limited` and `busy` carry `Retry-After`; a handler that knows better answers `([(RETRY_AFTER, "30")], ApiError(…))`.
+/// `rate_limited` and `busy` carry `Retry-After`: the refusal's own, where it has one.
 #[derive(Debug)]
 pub struct ApiError(pub Refusal);
 
@@ -112,9 +112,10 @@ impl IntoResponse for ApiError {
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        let retry_after = |usual: u64| HeaderValue::from(refusal.retry_after.unwrap_or(usual));
         match refusal.code {
-            Code::RateLimited => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_RATE_LIMITED))),
-            Code::Busy => drop(headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_BUSY))),
+            Code::RateLimited => drop(headers.insert(RETRY_AFTER, retry_after(RETRY_RATE_LIMITED))),
+            Code::Busy => drop(headers.insert(RETRY_AFTER, retry_after(RETRY_BUSY))),
             _ if status == StatusCode::UNAUTHORIZED => drop(headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
             _ => {}
         }

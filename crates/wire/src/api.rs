@@ -63,15 +63,35 @@ pub enum AccountRole {
     Customer,
     /// Publishes.
     Vendor,
+    /// Keeps accounts; sees no program, receipt or token.
+    Operator,
+    /// Reads the journal, and nothing else.
+    Auditor,
 }
 
 impl AccountRole {
+    /// Every role.
+    pub const ALL: [Self; 4] = [Self::Customer, Self::Vendor, Self::Operator, Self::Auditor];
+
     /// The stable text form.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Customer => "customer",
             Self::Vendor => "vendor",
+            Self::Operator => "operator",
+            Self::Auditor => "auditor",
+        }
+    }
+
+    /// The scopes that an API token of such an account can have.
+    #[must_use]
+    pub fn scopes(self) -> &'static [Scope] {
+        match self {
+            Self::Customer => &[Scope::Read, Scope::Buy],
+            Self::Vendor => &[Scope::Read, Scope::Publish],
+            Self::Operator => &[Scope::Read, Scope::Operate],
+            Self::Auditor => &[Scope::Read, Scope::Audit],
         }
     }
 }
@@ -79,11 +99,132 @@ impl AccountRole {
 impl std::str::FromStr for AccountRole {
     type Err = Refusal;
     fn from_str(text: &str) -> Result<Self> {
-        [Self::Customer, Self::Vendor]
-            .into_iter()
-            .find(|r| r.as_str() == text)
-            .ok_or_else(|| Refusal::new(Code::Malformed, format!("{text:?} is neither customer nor vendor")))
+        let malformed = || Refusal::new(Code::Malformed, format!("{text:?} is none of customer, vendor, operator, auditor"));
+        Self::ALL.into_iter().find(|r| r.as_str() == text).ok_or_else(malformed)
     }
+}
+
+/// What an API token lets its holder do, within what its account may.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// See the account, the catalogue, and the account's own orders and receipts.
+    Read,
+    /// Order, have delivered, settle, download again.
+    Buy,
+    /// Announce and publish releases.
+    Publish,
+    /// Keep accounts.
+    Operate,
+    /// Read the journal.
+    Audit,
+}
+
+impl Scope {
+    /// Every scope.
+    pub const ALL: [Self; 5] = [Self::Read, Self::Buy, Self::Publish, Self::Operate, Self::Audit];
+
+    /// The stable text form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Buy => "buy",
+            Self::Publish => "publish",
+            Self::Operate => "operate",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+impl std::str::FromStr for Scope {
+    type Err = Refusal;
+    fn from_str(text: &str) -> Result<Self> {
+        let malformed = || Refusal::new(Code::Malformed, format!("{text:?} is none of read, buy, publish, operate, audit"));
+        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(malformed)
+    }
+}
+
+/// An API token as it is asked for, by whoever is logged in with the password.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct NewToken {
+    /// Its name within the account: 1 to 64 of `a-z`, `A-Z`, `0-9`, `.`, `_`, `-`.
+    pub name: String,
+    /// What it lets do; a scope that the account's role has not is refused.
+    pub scopes: Vec<Scope>,
+    /// For how many days it counts, 1 to 366.
+    pub days: u32,
+}
+
+/// An API token, shown this once.
+#[derive(Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct MadeToken {
+    /// The bearer token. A secret.
+    pub token: String,
+    /// Until when it counts.
+    pub expires_at: Time,
+}
+
+/// An API token as it is listed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct TokenInfo {
+    /// Its name within the account.
+    pub name: String,
+    /// What it lets do.
+    pub scopes: Vec<Scope>,
+    /// When it was made.
+    pub created_at: Time,
+    /// Until when it counts.
+    pub expires_at: Time,
+}
+
+/// The account's API tokens, by name; those that ran out included, until they are revoked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Tokens {
+    /// At most 64.
+    pub tokens: Vec<TokenInfo>,
+}
+
+/// An account as the operator makes it.
+#[derive(Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct NewAccount {
+    /// The user id, 1 to 128 bytes without spaces.
+    pub user: String,
+    /// What it may do.
+    pub role: AccountRole,
+    /// The first password, 8 to 1024 bytes.
+    pub password: String,
+}
+
+/// An account as the operator sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct AccountInfo {
+    /// Its id in documents.
+    pub account: AccountId,
+    /// The user id.
+    pub user: String,
+    /// What it may do.
+    pub role: AccountRole,
+}
+
+/// A page of the accounts, by user id.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Accounts {
+    /// The accounts.
+    pub accounts: Vec<AccountInfo>,
+    /// The `cursor` of the next page, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// An account as its owner sees it.
@@ -110,12 +251,15 @@ pub struct Balance {
     pub held: Amount,
 }
 
-/// The newest release of each program.
+/// A page of the newest releases of each program.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Catalogue {
     /// In the order of their ids.
     pub programs: Vec<Release>,
+    /// The `cursor` of the next page, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// One release.
@@ -220,6 +364,17 @@ pub struct Order {
     /// The proof that the receipt is in the server's log (C2SP tlog-proof), where it is in one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<String>,
+}
+
+/// A page of the account's orders, newest first.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Orders {
+    /// The orders.
+    pub orders: Vec<Order>,
+    /// The `cursor` of the next page, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// The customer's agreement to a confirmation, by the digest of its signed bytes.

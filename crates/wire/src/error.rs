@@ -294,6 +294,8 @@ pub struct Refusal {
     pub code: Code,
     /// What exactly, one line, no secrets.
     pub detail: String,
+    /// Seconds after which it is worth trying again, where that is known.
+    pub retry_after: Option<u64>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -301,7 +303,7 @@ impl Refusal {
     /// A refusal with its code and detail.
     #[must_use]
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), source: None }
+        Self { code, detail: detail.into(), retry_after: None, source: None }
     }
 
     /// The same, keeping the error underneath for the log; it is not part of the text.
@@ -309,6 +311,12 @@ impl Refusal {
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// The same, saying after how many seconds it is worth trying again.
+    #[must_use]
+    pub fn retry_after(self, seconds: u64) -> Self {
+        Self { retry_after: Some(seconds), ..self }
     }
 
     /// A refusal for a failed system call on `what`; a full disk has its own code.

@@ -145,7 +145,7 @@ pub fn verify_again(order: &Order, receipt: &[u8], trust: &Trust) -> Result<(Ver
 
 /// What the catalogue says of the wish. None where an older version is asked for: the catalogue names the newest alone.
 async fn look_up(device: &Device<'_>, wish: &Wish) -> Result<Option<Release>> {
-    let programs = device.api.programs().await?.programs;
+    let programs = device.api.programs().await?;
     let mut found: Vec<_> = programs.iter().filter(|r| r.program.as_str() == wish.program || r.program.name() == wish.program).collect();
     match found.len() {
         0 => {

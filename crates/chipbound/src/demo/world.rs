@@ -203,7 +203,7 @@ impl World {
             server: self.server_url.clone(),
             user: user.to_owned(),
             token: granted.token,
-            expires_at: granted.expires_at,
+            expires_at: Some(granted.expires_at),
             tls_root,
         };
         home.store_session(&session)?;

@@ -52,6 +52,9 @@ pub enum Verb {
         /// Read the password from this file's first line; without it, it is asked for (or read from stdin in a pipe)
         #[arg(long, value_name = "FILE")]
         password_file: Option<PathBuf>,
+        /// Use the API token in this file instead of a password
+        #[arg(long, value_name = "FILE", conflicts_with = "password_file")]
+        token_file: Option<PathBuf>,
     },
     /// Log out; receipts are kept
     #[command(after_help = "Example:\n  chipbound logout")]
@@ -145,7 +148,14 @@ impl Verb {
 pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()> {
     let home = Home::locate(common.home.as_deref())?;
     match verb {
-        Verb::Login { server, user, tls_root, password_file } => login(&home, output, server, user, tls_root, password_file).await,
+        Verb::Login { server, user, tls_root, password_file, token_file } => {
+            let tls_root = tls_root.map(|path| read_text(&path)).transpose()?;
+            let session = match token_file {
+                Some(file) => with_token(server, user, tls_root, &file).await?,
+                None => with_password(server, user, tls_root, password_file.as_deref()).await?,
+            };
+            logged_in_at(&home, output, &session)
+        }
         Verb::Logout => logout(&home, output).await,
         Verb::Catalogue => catalogue(&home, output).await,
         Verb::Balance => balance(&home, output).await,
@@ -252,21 +262,28 @@ fn delivered(output: &Output, delivered: &Delivered) {
     );
 }
 
-async fn login(
-    home: &Home,
-    output: &Output,
-    server: String,
-    user: String,
-    tls_root: Option<PathBuf>,
-    password_file: Option<PathBuf>,
-) -> Result<()> {
-    let tls_root = tls_root.map(|path| read_text(&path)).transpose()?;
+async fn with_password(server: String, user: String, tls_root: Option<String>, file: Option<&Path>) -> Result<Session> {
     let trust = tls_root.as_ref().map_or(Ok(ServerTrust::WebPki), |pem| ServerTrust::root_from_pem(pem.as_bytes()))?;
-    let password = password(&user, &server, password_file.as_deref())?;
+    let password = password(&user, &server, file)?;
     let granted = Api::log_in(&server, trust, &user, &password).await?;
-    let session = Session { server, user, token: granted.token.clone(), expires_at: granted.expires_at, tls_root };
-    home.store_session(&session)?;
-    let until = receipts::moment(session.expires_at);
+    Ok(Session { server, user, token: granted.token.clone(), expires_at: Some(granted.expires_at), tls_root })
+}
+
+/// The session of an API token; the server says whether it is that user's. Its end is the server's to know.
+async fn with_token(server: String, user: String, tls_root: Option<String>, file: &Path) -> Result<Session> {
+    let text = Zeroizing::new(chipbound_host::files::read_private(file, MAX_SMALL_FILE)?);
+    let token = std::str::from_utf8(&text).ok().and_then(|text| text.lines().next()).unwrap_or_default().to_owned();
+    let session = Session { server, user, token, expires_at: None, tls_root };
+    let account = Api::with(&session)?.account().await?;
+    if account.user != session.user {
+        return Err(Refusal::new(Code::AccountMismatch, format!("the API token is of {}", account.user)));
+    }
+    Ok(session)
+}
+
+fn logged_in_at(home: &Home, output: &Output, session: &Session) -> Result<()> {
+    home.store_session(session)?;
+    let until = session.expires_at.map_or("its API token ends".to_owned(), receipts::moment);
     let value = json!({ "server": session.server, "user": session.user, "expires_at": session.expires_at });
     output.result(format!("logged in at {} as {} until {until}", session.server, session.user), &value);
     Ok(())
@@ -299,8 +316,11 @@ async fn logout(home: &Home, output: &Output) -> Result<()> {
         output.result("nobody was logged in", &json!({ "logged_out": false }));
         return Ok(());
     };
-    // The token is forgotten here whatever the server says; there it ends by itself.
-    let told = Api::with(&session)?.log_out().await;
+    // The token is forgotten here whatever the server says; there it ends by itself. An API token is not ended by a log-out.
+    let told = match session.expires_at {
+        Some(_) => Api::with(&session)?.log_out().await,
+        None => Ok(()),
+    };
     home.forget_session()?;
     if let Err(refusal) = told {
         output.note(&format!("the server was not told ({refusal}); the session ends by itself"));
@@ -311,7 +331,7 @@ async fn logout(home: &Home, output: &Output) -> Result<()> {
 
 async fn catalogue(home: &Home, output: &Output) -> Result<()> {
     let (_, api) = logged_in(home)?;
-    let programs = api.programs().await?.programs;
+    let programs = api.programs().await?;
     let row = |r: &chipbound_wire::api::Release| {
         vec![
             r.program.name().to_owned(),

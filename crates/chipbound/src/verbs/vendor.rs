@@ -141,7 +141,7 @@ pub async fn publish(arguments: Publish, common: &Common, output: &Output) -> Re
     let folder = arguments.vendor.clone().unwrap_or_else(|| home.path().join("vendor"));
     let identity = Identity::load(&folder)?.renewed_if_due(now()).await?;
     let program = ProgramId::new(&identity.certified(now())?.key_id(), &arguments.name)?;
-    let newest = api.programs().await?.programs.into_iter().find(|r| r.program == program).map_or(0, |r| r.sequence);
+    let newest = api.programs().await?.into_iter().find(|r| r.program == program).map_or(0, |r| r.sequence);
 
     let mut file = File::open(&arguments.file).map_err(|e| Refusal::io(arguments.file.display(), e))?;
     let manifest = manifest(&arguments, program, newest + 1, &file).await?;

@@ -1,13 +1,24 @@
 //! Accounts, sessions and deposits.
 
 use super::books::Books;
-use super::sql::{Row, Tx, all, first, signed, values};
-use super::{Accounts, Credentials, NewAccount, Principal, ledger};
-use chipbound_wire::api::Balance;
+use super::sql::{Row, Tx, all, first, number, signed, values};
+use super::{Accounts, Credentials, NewAccount, Principal, StoredToken, ledger};
+use chipbound_wire::api::{Balance, Scope, TokenInfo};
 use chipbound_wire::{AccountId, Amount, Code, Digest, Refusal, Result, Time};
 
 fn principal(row: &dyn Row) -> Result<Principal> {
-    Ok(Principal { account: AccountId(row.id("account")?), user: row.text("user")?, role: row.parsed("role")? })
+    Ok(Principal { account: AccountId(row.id("account")?), user: row.text("user")?, role: row.parsed("role")?, scopes: None })
+}
+
+/// The account of a user; [`Code::NotFound`].
+fn known(tx: &dyn Tx, user: &str) -> Result<AccountId> {
+    let find = r#"SELECT account FROM accounts WHERE "user" = $1"#;
+    let account = first(tx, find, values![user], |row| row.id("account").map(AccountId))?;
+    account.ok_or_else(|| Refusal::new(Code::NotFound, format!("there is no account {user:?}")))
+}
+
+fn scopes(row: &dyn Row) -> Result<Vec<Scope>> {
+    row.text("scopes")?.split(' ').map(str::parse).collect()
 }
 
 /// Locks an account, for what is limited for each account.
@@ -30,9 +41,10 @@ impl Accounts for Books {
         self.write(add).await
     }
 
-    async fn accounts(&self) -> Result<Vec<Principal>> {
-        let list = r#"SELECT account, "user", role FROM accounts ORDER BY "user""#;
-        self.read_long(move |books: &dyn Tx| all(books, list, &[], principal)).await
+    async fn accounts(&self, after: &str, most: u32) -> Result<Vec<Principal>> {
+        let list = r#"SELECT account, "user", role FROM accounts WHERE "user" > $1 ORDER BY "user" LIMIT $2"#;
+        let after = after.to_owned();
+        self.read_long(move |books: &dyn Tx| all(books, list, values![&after, most], principal)).await
     }
 
     async fn credentials(&self, user: &str) -> Result<Option<Credentials>> {
@@ -66,12 +78,70 @@ impl Accounts for Books {
         self.write(move |tx: &dyn Tx| tx.execute("DELETE FROM sessions WHERE token = $1", values![&token]).map(drop)).await
     }
 
+    async fn shut_out(&self, user: &str) -> Result<()> {
+        let user = user.to_owned();
+        let shut_out = move |tx: &dyn Tx| {
+            let account = known(tx, &user)?;
+            tx.execute("DELETE FROM sessions WHERE account = $1", values![&account])?;
+            tx.execute("DELETE FROM tokens WHERE account = $1", values![&account]).map(drop)
+        };
+        self.write(shut_out).await
+    }
+
+    async fn add_token(&self, new: &StoredToken, most: u32) -> Result<()> {
+        let new = new.clone();
+        let add = move |tx: &dyn Tx| {
+            lock(tx, &new.account)?;
+            if number(tx, "SELECT count(*) AS n FROM tokens WHERE account = $1", values![&new.account])? >= u64::from(most) {
+                return Err(Refusal::new(Code::RateLimited, format!("the account has {most} API tokens already: revoke one")));
+            }
+            let info = &new.info;
+            let scopes = info.scopes.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(" ");
+            let insert = "INSERT INTO tokens (token, account, name, scopes, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)
+                          ON CONFLICT DO NOTHING";
+            let times = (signed(info.created_at.0)?, signed(info.expires_at.0)?);
+            match tx.execute(insert, values![&new.token, &new.account, &info.name, &scopes, times.0, times.1])? {
+                1 => Ok(()),
+                _ => Err(Refusal::new(Code::Conflict, format!("the account has an API token {:?} already", info.name))),
+            }
+        };
+        self.write(add).await
+    }
+
+    async fn tokens(&self, account: AccountId) -> Result<Vec<TokenInfo>> {
+        let list = "SELECT * FROM tokens WHERE account = $1 ORDER BY name";
+        let read = |row: &dyn Row| {
+            Ok(TokenInfo {
+                name: row.text("name")?,
+                scopes: scopes(row)?,
+                created_at: Time(row.number("created_at")?),
+                expires_at: Time(row.number("expires_at")?),
+            })
+        };
+        self.read(move |books: &dyn Tx| all(books, list, values![&account], read)).await
+    }
+
+    async fn revoke_token(&self, account: AccountId, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        let revoke = move |tx: &dyn Tx| match tx.execute("DELETE FROM tokens WHERE account = $1 AND name = $2", values![&account, &name])? {
+            1 => Ok(()),
+            _ => Err(Refusal::new(Code::NotFound, format!("the account has no API token {name:?}"))),
+        };
+        self.write(revoke).await
+    }
+
+    async fn token(&self, token: Digest, now: Time) -> Result<Option<Principal>> {
+        let find =
+            r#"SELECT account, "user", role, scopes FROM tokens JOIN accounts USING (account) WHERE token = $1 AND expires_at >= $2"#;
+        let now = signed(now.0)?;
+        let read = |row: &dyn Row| Ok(Principal { scopes: Some(scopes(row)?), ..principal(row)? });
+        self.read(move |books: &dyn Tx| first(books, find, values![&token, now], read)).await
+    }
+
     async fn deposit(&self, user: &str, amount: Amount, at: Time) -> Result<Balance> {
         let user = user.to_owned();
         let deposit = move |tx: &dyn Tx| {
-            let find = r#"SELECT account FROM accounts WHERE "user" = $1"#;
-            let account = first(tx, find, values![&user], |row| row.id("account").map(AccountId))?;
-            let account = account.ok_or_else(|| Refusal::new(Code::NotFound, format!("there is no account {user:?}")))?;
+            let account = known(tx, &user)?;
             lock(tx, &account)?;
             ledger::deposit(tx, account, amount, at)?;
             ledger::balance(tx, account, amount.currency)

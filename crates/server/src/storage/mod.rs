@@ -23,7 +23,7 @@ pub use books::{Books, Location};
 
 use crate::log_key::LogSigner;
 use chipbound_session::Roots;
-use chipbound_wire::api::{AccountRole, Balance, OrderState};
+use chipbound_wire::api::{AccountRole, Balance, OrderState, Scope, TokenInfo};
 use chipbound_wire::suite::{Aead, Kem, KeyMode};
 use chipbound_wire::tlog::Tile;
 use chipbound_wire::{AccountId, Amount, Digest, KeyId, OrderId, ProgramId, Result, Time};
@@ -57,6 +57,19 @@ pub struct Principal {
     pub user: String,
     /// What it may do.
     pub role: AccountRole,
+    /// What the API token by which he asks lets him do; none for a log-in, which lets do all that the role may.
+    pub scopes: Option<Vec<Scope>>,
+}
+
+/// An API token as it is kept.
+#[derive(Clone)]
+pub struct StoredToken {
+    /// Digest of the token.
+    pub token: Digest,
+    /// The account.
+    pub account: AccountId,
+    /// How it is listed.
+    pub info: TokenInfo,
 }
 
 /// What a log-in is compared with.
@@ -71,8 +84,8 @@ pub struct Credentials {
 pub trait Accounts {
     /// Adds an account; a user id that is taken is [`chipbound_wire::Code::Conflict`].
     fn add_account(&self, account: &NewAccount) -> impl Future<Output = Result<()>> + Send;
-    /// All accounts, by user id.
-    fn accounts(&self) -> impl Future<Output = Result<Vec<Principal>>> + Send;
+    /// The accounts after that user id, by user id; at most `most`.
+    fn accounts(&self, after: &str, most: u32) -> impl Future<Output = Result<Vec<Principal>>> + Send;
     /// The credentials of a user, if there is one.
     fn credentials(&self, user: &str) -> impl Future<Output = Result<Option<Credentials>>> + Send;
     /// Remembers a bearer token by its digest, and forgets the account's oldest beyond `most`.
@@ -81,6 +94,17 @@ pub trait Accounts {
     fn session(&self, token: Digest, now: Time) -> impl Future<Output = Result<Option<Principal>>> + Send;
     /// Forgets a token.
     fn close_session(&self, token: Digest) -> impl Future<Output = Result<()>> + Send;
+    /// Forgets all sessions and API tokens of a user; an unknown user is [`chipbound_wire::Code::NotFound`].
+    fn shut_out(&self, user: &str) -> impl Future<Output = Result<()>> + Send;
+    /// Keeps an API token. A name that the account has already is [`chipbound_wire::Code::Conflict`], more than `most` of them
+    /// [`chipbound_wire::Code::RateLimited`].
+    fn add_token(&self, token: &StoredToken, most: u32) -> impl Future<Output = Result<()>> + Send;
+    /// The account's API tokens, by name.
+    fn tokens(&self, account: AccountId) -> impl Future<Output = Result<Vec<TokenInfo>>> + Send;
+    /// Forgets an API token of the account; [`chipbound_wire::Code::NotFound`] where there is none of that name.
+    fn revoke_token(&self, account: AccountId, name: &str) -> impl Future<Output = Result<()>> + Send;
+    /// Who may ask with the API token of that digest at the time `now`.
+    fn token(&self, token: Digest, now: Time) -> impl Future<Output = Result<Option<Principal>>> + Send;
     /// Adds money from outside to a user's funds; an unknown user is [`chipbound_wire::Code::NotFound`].
     fn deposit(&self, user: &str, amount: Amount, at: Time) -> impl Future<Output = Result<Balance>> + Send;
     /// The account's money, by currency.
@@ -179,8 +203,8 @@ pub trait Releases {
     fn upload(&self, upload: &str, account: AccountId, now: Time) -> impl Future<Output = Result<PendingUpload>> + Send;
     /// Publishes what was announced and came whole; the same refusals as [`Self::announce`], decided anew.
     fn publish(&self, upload: &str, release: &StoredRelease) -> impl Future<Output = Result<()>> + Send;
-    /// The newest release of each program, by program id, the first 2048.
-    fn catalogue(&self) -> impl Future<Output = Result<Vec<StoredRelease>>> + Send;
+    /// The newest release of each program after that id, by program id; at most `most`.
+    fn catalogue(&self, after: &str, most: u32) -> impl Future<Output = Result<Vec<StoredRelease>>> + Send;
     /// The release of `program` (its id, or its name where only one vendor uses it) with that version, or its newest.
     /// [`chipbound_wire::Code::UnknownProgram`] otherwise.
     fn find_release(&self, program: &str, version: Option<&str>) -> impl Future<Output = Result<StoredRelease>> + Send;
@@ -255,6 +279,8 @@ pub trait Orders {
     fn place_order(&self, new: &NewOrder) -> impl Future<Output = Result<StoredOrder>> + Send;
     /// An order of that account.
     fn order(&self, account: AccountId, order: OrderId) -> impl Future<Output = Result<StoredOrder>> + Send;
+    /// The account's orders, newest first, older than the one that is named by its time of issue and id; at most `most`.
+    fn orders(&self, account: AccountId, before: (Time, OrderId), most: u32) -> impl Future<Output = Result<Vec<StoredOrder>>> + Send;
     /// Holds the price of an order whose signed confirmation has the digest `confirmation`. An order that is held or settled
     /// already is returned as it is. Refuses [`chipbound_wire::Code::TermsMismatch`], [`chipbound_wire::Code::OrderExpired`],
     /// [`chipbound_wire::Code::InsufficientFunds`].

@@ -91,6 +91,13 @@ impl Orders for Books {
         self.read(move |books: &dyn Tx| owned(books, account, order)).await
     }
 
+    async fn orders(&self, account: AccountId, before: (Time, OrderId), most: u32) -> Result<Vec<StoredOrder>> {
+        let list = "SELECT o.*, r.receipt FROM orders o LEFT JOIN receipts r USING (order_id)
+                    WHERE o.account = $1 AND (o.issued_at, o.order_id) < ($2, $3) ORDER BY o.issued_at DESC, o.order_id DESC LIMIT $4";
+        let issued_at = signed(before.0.0)?;
+        self.read_long(move |books: &dyn Tx| all(books, list, values![&account, issued_at, &before.1, most], stored)).await
+    }
+
     async fn authorise(&self, account: AccountId, order: OrderId, confirmation: Digest, now: Time) -> Result<StoredOrder> {
         let authorise = move |tx: &dyn Tx| {
             let mut order = locked(tx, account, order)?;

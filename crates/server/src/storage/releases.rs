@@ -8,8 +8,6 @@ use chipbound_wire::{AccountId, Code, Digest, ProgramId, Refusal, Result, Time};
 
 /// Uploads of one account at once.
 const UPLOADS: u64 = 64;
-/// Programs in one catalogue.
-const CATALOGUE: u32 = 2048;
 
 fn release(row: &dyn Row) -> Result<StoredRelease> {
     Ok(StoredRelease {
@@ -143,10 +141,11 @@ impl Releases for Books {
         self.write(publish).await
     }
 
-    async fn catalogue(&self) -> Result<Vec<StoredRelease>> {
-        let list = "SELECT * FROM releases r WHERE sequence = (SELECT max(sequence) FROM releases WHERE program = r.program)
-                    ORDER BY program LIMIT $1";
-        self.read_long(move |books: &dyn Tx| all(books, list, values![CATALOGUE], release)).await
+    async fn catalogue(&self, after: &str, most: u32) -> Result<Vec<StoredRelease>> {
+        let list = "SELECT * FROM releases r WHERE program > $1
+                    AND sequence = (SELECT max(sequence) FROM releases WHERE program = r.program) ORDER BY program LIMIT $2";
+        let after = after.to_owned();
+        self.read_long(move |books: &dyn Tx| all(books, list, values![&after, most], release)).await
     }
 
     async fn find_release(&self, program: &str, version: Option<&str>) -> Result<StoredRelease> {

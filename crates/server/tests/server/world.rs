@@ -78,7 +78,8 @@ impl World {
         Self::with(Policy::default()).await
     }
 
-    /// A server with the customers ann (10 EUR) and bob (10 EUR), and the vendor accounts vera and vito.
+    /// A server with the customers ann (10 EUR) and bob (10 EUR), the vendors vera and vito, the operator olga and
+    /// the auditor otto.
     pub(crate) async fn with(policy: Policy) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(AtomicU64::new(chipbound_host::now().0));
@@ -86,9 +87,14 @@ impl World {
         let trust = SharedTrust::new(pki.trust().with_revocations(&pki.revocations(&[])).unwrap());
         let keys = SharedKeys::new(server_keys(&pki, "shop"));
         let repository = Books::open_file(&folder.path().join("server.db")).await.unwrap();
-        for (user, role) in
-            [("ann", AccountRole::Customer), ("bob", AccountRole::Customer), ("vera", AccountRole::Vendor), ("vito", AccountRole::Vendor)]
-        {
+        for (user, role) in [
+            ("ann", AccountRole::Customer),
+            ("bob", AccountRole::Customer),
+            ("vera", AccountRole::Vendor),
+            ("vito", AccountRole::Vendor),
+            ("olga", AccountRole::Operator),
+            ("otto", AccountRole::Auditor),
+        ] {
             repository.add_account(&accounts::new_account(user, role, &password(user), Time(0)).unwrap()).await.unwrap();
             if role == AccountRole::Customer {
                 repository.deposit(user, eur(1000), Time(0)).await.unwrap();

@@ -14,7 +14,7 @@ pub(super) async fn a_release_is_new_and_its_sequence_rises(books: Fixture) {
     assert_eq!(code(books.publish(&release(b"v", "tool", "0.9", 1)).await), Code::Conflict, "the sequence does not rise");
     books.publish(&release(b"v", "tool", "2.0", 7)).await.expect("a newer one");
     let repository = &books.repository;
-    let catalogue = repository.catalogue().await.expect("the catalogue");
+    let catalogue = repository.catalogue("", 10).await.expect("the catalogue");
     assert_eq!(catalogue.iter().map(|r| r.version.as_str()).collect::<Vec<_>>(), ["2.0"], "only the newest");
     assert_eq!(repository.find_release("tool", None).await.expect("by name").version, "2.0");
     assert_eq!(repository.find_release("tool", Some("1.0")).await.expect("by version").sequence, 1);
