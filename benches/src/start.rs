@@ -4,7 +4,8 @@
 use crate::lab::{KeyMode, Lab, Way};
 use crate::process::{output, run};
 use crate::stats::{Series, Table, at_most};
-use crate::{Options, Outcome, samples};
+use crate::{Options, Outcome, opening, samples};
+use chipbound_sealing::Package;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -41,6 +42,8 @@ struct Row {
     run: Series,
     direct: Series,
     cold: Series,
+    /// The hash and the AEAD alone.
+    bare: Series,
 }
 
 /// Measures and prints.
@@ -54,9 +57,10 @@ pub(crate) fn measure(options: &Options, folder: &Path) -> Outcome<()> {
         let package = folder.join(format!("{}.package", subject.name));
         run(&mut lab.publish(&subject.program, subject.name, false))?;
         run(&mut lab.buy(subject.name, KeyMode::Direct, Way::Tunnel, &package))?;
+        let bare = bare_work(&package, cold)?;
         let cold = cold_starts(&mut lab, &subject, &package, cold)?;
         let [plain, run, direct] = warm_starts(&lab, &subject, &package, pairs)?;
-        rows.push(Row { subject, plain, run, direct, cold });
+        rows.push(Row { subject, plain, run, direct, cold, bare });
     }
     print(&rows);
     Ok(())
@@ -126,6 +130,14 @@ fn cold_starts(lab: &mut Lab, subject: &Subject, package: &Path, times: usize) -
         .map(Series::from_iter)
 }
 
+/// What nobody who verifies and opens a whole package before its start can do without, everything in memory: its hash and its AEAD.
+fn bare_work(package: &Path, rounds: usize) -> Outcome<Series> {
+    let mut body = std::fs::read(package)?;
+    let layout = Package::read(&body)?.layout;
+    body.truncate(usize::try_from(layout.body_size())?);
+    opening::bare(&body, usize::try_from(layout.sealed_bytes())?, rounds)
+}
+
 /// Rounds of one start of each kind: plain, by `run`, and direct where that works. Who begins changes from round to round.
 fn warm_starts(lab: &Lab, subject: &Subject, package: &Path, rounds: usize) -> Outcome<[Series; 3]> {
     let kinds = if run(&mut direct(lab, subject, package)).is_ok() { 3 } else { 2 };
@@ -152,8 +164,20 @@ const WARMING: usize = 3;
 
 fn print(rows: &[Row]) {
     println!("Milliseconds: median [its 95 % interval]; ratios of medians [interval of the ratios of each round].\n");
-    let mut table = Table::new(&["program", "MiB", "env", "chipbound run", "over env", "./package by env", "over env", "cold", "over env"]);
-    for Row { subject, plain, run, direct, cold } in rows {
+    let columns = [
+        "program",
+        "MiB",
+        "env",
+        "chipbound run",
+        "over env",
+        "./package by env",
+        "over env",
+        "cold",
+        "over env",
+        "env, hash and AEAD, over env",
+    ];
+    let mut table = Table::new(&columns);
+    for Row { subject, plain, run, direct, cold, bare } in rows {
         let size = subject.program.metadata().map_or(0, |m| m.len()) as f64 / f64::from(1 << 20);
         let ratio = |series: &Series| {
             let (low, high) = series.over(plain).interval();
@@ -170,10 +194,11 @@ fn print(rows: &[Row]) {
             ratio(direct),
             cold.show_interval(2),
             format!("{:.2}", cold.median() / plain.median()),
+            format!("{:.2}", 1.0 + bare.median() / plain.median()),
         ]);
     }
     table.print();
-    for Row { subject, plain, run, direct, cold } in rows {
+    for Row { subject, plain, run, direct, cold, .. } in rows {
         let (cached, uncached) = subject.size.targets();
         at_most(subject.name, run.median() / plain.median(), cached);
         at_most(&format!("{}, cold", subject.name), cold.median() / plain.median(), uncached);

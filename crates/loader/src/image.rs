@@ -18,14 +18,17 @@ use zeroize::Zeroizing;
 use crate::elf::{PAGE, Program, Segment, page_floor};
 use crate::error::{LoadError, system};
 use crate::interpreter::{Interpreter, LastInterpreter};
+use crate::sys::WritablePages;
 
-/// How many bytes are taken from the source at once; with the headers all that a build holds outside the memfd.
+/// How many bytes are taken from the source at once. No step crosses a multiple of it in the program's file.
 pub const STEP: usize = 256 * 1024;
 
-/// Steps for each thread that copies: below, a thread costs more than it does.
-const STEPS_PER_THREAD: usize = 4;
-/// The most threads that copy one program.
+/// Steps for each thread that fills: below, a thread costs more than it does.
+const STEPS_PER_THREAD: usize = 2;
+/// The most threads that fill one image.
 const MAX_THREADS: usize = 8;
+/// How often an image may hold the program's file: segments may overlap a little, but nobody gets memory without end for a small file.
+const MAX_COPIES: u64 = 2;
 
 /// Gives the bytes of the original program, already verified; the loader never sees a key.
 pub trait PageSource: Sync {
@@ -83,8 +86,8 @@ pub struct Piece {
 }
 
 impl Image {
-    /// Reads every segment of the program into a memfd of its own and seals it. Takes [`STEP`] bytes of ordinary memory for each thread
-    /// that reads, of which large programs have several.
+    /// Reads every segment of the program into a memfd of its own and seals it. The source writes to the memory file's own pages; large
+    /// programs are read by several threads. What the source says of the program may be wrong: then so is the image, and nothing else.
     ///
     /// # Errors
     /// [`LoadError::Unsupported`] if the program is not one the loader follows, [`LoadError::Source`] if the source fails,
@@ -109,6 +112,9 @@ impl Image {
             let length = segment.file_end() - segment.start();
             parts.push(Part { address: segment.start(), length, at: bytes, protection: protection(segment) });
             bytes += length;
+        }
+        if bytes > MAX_COPIES * source.len() + 2 * PAGE * parts.len() as u64 {
+            return Err(LoadError::Unsupported("its segments take the same bytes of its file again and again".into()));
         }
         ftruncate(&memory, bytes).map_err(system("the memory file cannot be given its size"))?;
         let filled = program.segments.iter().filter(|s| s.in_file > 0).zip(&parts);
@@ -241,27 +247,21 @@ fn steps(len: u64, segment: &Segment, part: &Part) -> impl Iterator<Item = Step>
     let begin = page_floor(segment.offset);
     let file_end = segment.offset + segment.in_file;
     let end = if segment.in_memory > segment.in_file { file_end } else { file_end.next_multiple_of(PAGE).min(len) };
-    let at = part.at;
-    (begin..end).step_by(STEP).map(move |offset| Step {
-        offset,
-        length: usize::try_from(end - offset).unwrap_or(STEP).min(STEP),
-        at: at + (offset - begin),
-    })
+    let borders = (begin.next_multiple_of(STEP as u64)..end).step_by(STEP);
+    let begins = std::iter::once(begin).chain(borders.clone().filter(move |border| *border > begin));
+    let ends = borders.filter(move |border| *border > begin).chain([end]);
+    begins.zip(ends).map(move |(from, to)| Step { offset: from, length: (to - from) as usize, at: part.at + (from - begin) })
 }
 
-/// Copies all steps, on as many threads as the machine has cores for.
+/// Has the source write all steps, on as many threads as the machine has cores for. No more of the memory file is mapped than each
+/// thread works on.
 fn fill(memory: &File, source: &dyn PageSource, steps: &[Step]) -> Result<(), LoadError> {
     let next = AtomicUsize::new(0);
     let work = || {
-        let mut buf = Zeroizing::new(vec![0; STEP]);
         while let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let piece = &mut buf[..step.length];
-            let copied = source.read_at(step.offset, piece).map_err(LoadError::Source);
-            let copied = copied.and_then(|()| memory.write_all_at(piece, step.at).map_err(system("the memory file cannot be filled")));
-            if copied.is_err() {
-                next.store(steps.len(), Ordering::Relaxed); // The others stop too.
-                return copied;
-            }
+            let pages = WritablePages::of(memory.as_fd(), step.at, step.length).map_err(system("the memory file cannot be filled"));
+            let filled = pages.and_then(|mut pages| source.read_at(step.offset, pages.bytes()).map_err(LoadError::Source));
+            filled.inspect_err(|_| next.store(steps.len(), Ordering::Relaxed))?; // The others stop too.
         }
         Ok(())
     };
@@ -270,12 +270,15 @@ fn fill(memory: &File, source: &dyn PageSource, steps: &[Step]) -> Result<(), Lo
             (1..threads_for(steps.len())).filter_map(|_| thread::Builder::new().name("open".into()).spawn_scoped(scope, work).ok());
         let others: Vec<_> = others.collect();
         let own = work();
-        others.into_iter().fold(own, |sum, other| sum.and(other.join().expect("copying does not panic")))
+        others.into_iter().fold(own, |sum, other| sum.and(other.join().expect("filling does not panic")))
     })
 }
 
-/// How many threads copy so many steps.
+/// How many threads fill so many steps.
 fn threads_for(steps: usize) -> usize {
+    if steps < 2 * STEPS_PER_THREAD {
+        return 1; // To learn the number of cores takes longer than to fill so little.
+    }
     static CORES: OnceLock<usize> = OnceLock::new();
     let cores = *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get));
     (steps / STEPS_PER_THREAD).clamp(1, cores.min(MAX_THREADS))
@@ -293,7 +296,7 @@ fn copy(from: &File, at: u64, to: &File, offset: u64, length: u64, buf: &mut [u8
     Ok(())
 }
 
-/// `F_SEAL_FUTURE_WRITE` is contained in `F_SEAL_WRITE`, which holds here because nobody ever maps the file for writing.
+/// `F_SEAL_FUTURE_WRITE` is contained in `F_SEAL_WRITE`, which the kernel gives only where nobody maps the file for writing any more.
 fn seal(memory: &File) -> Result<(), LoadError> {
     let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     fcntl_add_seals(memory, seals).map_err(system("the memory file cannot be sealed"))

@@ -82,13 +82,14 @@ impl<T: Opened> Cache<T> {
         Self { entries, bytes, inner: Mutex::new(inner), ended: Condvar::new() }
     }
 
-    /// What the file with this identity opens to. `verify` verifies the whole file and gives its build, `open` opens what was
-    /// verified; neither is called for a file that was verified before and whose build is here, and `open` is not called for
-    /// another file of a build that is here. Starts of one build at once open it once.
+    /// What the file with this identity opens to. `begin` verifies the file's documents and gives its build; then either `open` opens
+    /// the file or, where its build is here, `verify` verifies the rest of it: both verify every byte. Nothing is called for a file
+    /// that was verified before and whose build is here. Starts of one build at once open it once.
     pub fn get<V>(
         &self,
         identity: &Identity,
-        verify: impl FnOnce() -> Result<(Digest, V)>,
+        begin: impl FnOnce() -> Result<(Digest, V)>,
+        verify: impl FnOnce(V) -> Result<()>,
         open: impl FnOnce(V) -> Result<T>,
     ) -> Result<Arc<T>> {
         let file = key(identity);
@@ -96,12 +97,16 @@ impl<T: Opened> Cache<T> {
             Ok(found) => return Ok(found),
             Err(turn) => turn,
         };
-        let (build, verified) = verify()?;
-        let _claim = match self.wait_for_build(file, build) {
-            Ok(found) => return Ok(found),
+        let (build, begun) = begin()?;
+        let _claim = match self.wait_for_build(build) {
+            Ok(found) => {
+                verify(begun)?;
+                self.lock().know(file, build);
+                return Ok(found);
+            }
             Err(claim) => claim,
         };
-        let opened = Arc::new(open(verified)?);
+        let opened = Arc::new(open(begun)?);
         self.keep(&turn, build, &opened);
         Ok(opened)
     }
@@ -120,8 +125,9 @@ impl<T: Opened> Cache<T> {
         let mut inner = self.lock();
         loop {
             if let Some(build) = inner.files.get(&file).map(|(build, _)| *build)
-                && let Some(found) = inner.find(file, build)
+                && let Some(found) = inner.find(build)
             {
+                inner.know(file, build);
                 return Ok(found);
             }
             if inner.verifying.len() < OPENINGS && inner.verifying.insert(file) {
@@ -132,10 +138,10 @@ impl<T: Opened> Cache<T> {
     }
 
     /// Waits until nobody else opens that build. The opened build, if it is here by then.
-    fn wait_for_build(&self, file: File, build: Build) -> std::result::Result<Arc<T>, Claim<'_, T>> {
+    fn wait_for_build(&self, build: Build) -> std::result::Result<Arc<T>, Claim<'_, T>> {
         let mut inner = self.lock();
         loop {
-            if let Some(found) = inner.find(file, build) {
+            if let Some(found) = inner.find(build) {
                 return Ok(found);
             }
             if inner.opening.insert(build) {
@@ -190,20 +196,26 @@ impl<T: Opened> Drop for Claim<'_, T> {
 }
 
 impl<T: Opened> Inner<T> {
-    /// The build, which is used by that verified file now.
-    fn find(&mut self, file: File, build: Build) -> Option<Arc<T>> {
+    /// The build, which is used now.
+    fn find(&mut self, build: Build) -> Option<Arc<T>> {
         self.clock += 1;
         let now = self.clock;
         let (opened, used) = self.builds.get_mut(&build)?;
         *used = now;
-        let opened = Arc::clone(opened);
-        self.files.insert(file, (build, now));
+        Some(Arc::clone(opened))
+    }
+
+    /// Remembers a verified file of a build, unless that was dropped meanwhile.
+    fn know(&mut self, file: File, build: Build) {
+        if !self.builds.contains_key(&build) {
+            return;
+        }
+        self.files.insert(file, (build, self.clock));
         if self.files.len() > FILES
             && let Some(oldest) = self.files.iter().min_by_key(|(_, (_, used))| *used).map(|(file, _)| *file)
         {
             self.files.remove(&oldest);
         }
-        Some(opened)
     }
 
     /// Removes a build with its files; the bytes that it cost.
@@ -237,6 +249,7 @@ fn key(identity: &Identity) -> File {
 mod tests {
     use super::*;
     use chipbound_wire::KeyId;
+    use std::cell::Cell;
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     #[derive(Debug)]
@@ -262,19 +275,23 @@ mod tests {
         Identity { device: 1, inode, size: 10, modified: (0, 0), changed: (0, 0) }
     }
 
+    fn begun(build: u8) -> impl FnOnce() -> Result<(Digest, ())> {
+        move || Ok((Digest([build; 32]), ()))
+    }
+
     /// What opening `inode` of `build` did: whether it was verified, whether it was opened.
     fn use_it(cache: &Cache<Thing>, inode: u64, build: u8, size: u64) -> (bool, bool) {
-        let (mut verified, mut opened) = (false, false);
-        let verify = || {
-            verified = true;
-            Ok((Digest([build; 32]), ()))
+        let (verified, opened) = (Cell::new(false), Cell::new(false));
+        let verify = |()| {
+            verified.set(true);
+            Ok(())
         };
         let open = |()| {
-            opened = true;
-            Ok(thing(size))
+            opened.set(true);
+            verify(()).map(|()| thing(size))
         };
-        cache.get(&file(inode), verify, open).expect("opened");
-        (verified, opened)
+        cache.get(&file(inode), begun(build), verify, open).expect("opened");
+        (verified.get(), opened.get())
     }
 
     #[test]
@@ -285,6 +302,16 @@ mod tests {
         assert_eq!(use_it(&cache, 2, 1, 10), (true, false), "another file of the same build");
         assert_eq!(use_it(&cache, 2, 1, 10), (false, false));
         assert_eq!(use_it(&cache, 3, 2, 10), (true, true), "another build");
+    }
+
+    #[test]
+    fn a_file_that_is_not_what_it_says_is_refused_although_its_build_is_here() {
+        let cache = Cache::new(4, 100);
+        use_it(&cache, 1, 1, 10);
+        let altered = |()| Err(Refusal::new(Code::PageAltered, "no"));
+        let refused = cache.get(&file(2), begun(1), altered, |()| Ok(thing(10)));
+        assert_eq!(refused.expect_err("refused").code, Code::PageAltered);
+        assert_eq!(use_it(&cache, 2, 1, 10), (true, false), "and it is not taken for verified");
     }
 
     #[test]
@@ -308,7 +335,7 @@ mod tests {
     #[test]
     fn what_is_dropped_is_verified_and_opened_anew_and_stays_with_whoever_has_it() {
         let cache = Cache::new(4, 100);
-        let held = cache.get(&file(1), || Ok((Digest([1; 32]), ())), |()| Ok(thing(10))).expect("opened");
+        let held = cache.get(&file(1), begun(1), Ok, |()| Ok(thing(10))).expect("opened");
         assert_eq!(cache.drop_where(|t| t.check_minimum(1).is_err()), Dropped::default(), "still allowed");
         assert_eq!(cache.drop_where(|t| t.check_minimum(2).is_err()), Dropped { builds: 1, bytes: 10 });
         assert_eq!(Arc::strong_count(&held), 1);
@@ -322,14 +349,14 @@ mod tests {
             cache.drop_where(|_| true);
             Ok(thing(10))
         };
-        cache.get(&file(1), || Ok((Digest([1; 32]), ())), open).expect("opened");
+        cache.get(&file(1), begun(1), Ok, open).expect("opened");
         assert_eq!(use_it(&cache, 1, 1, 10), (true, true));
     }
 
     #[test]
     fn two_files_of_one_build_at_once_open_it_once_and_a_failure_frees_the_place() {
         let cache = Cache::new(4, 100);
-        let refused = cache.get(&file(9), || Ok((Digest([1; 32]), ())), |()| Err(Refusal::new(Code::PageAltered, "no")));
+        let refused = cache.get(&file(9), begun(1), Ok, |()| Err(Refusal::new(Code::PageAltered, "no")));
         assert_eq!(refused.expect_err("refused").code, Code::PageAltered);
         let opened = AtomicUsize::new(0);
         std::thread::scope(|scope| {
@@ -341,7 +368,7 @@ mod tests {
                         std::thread::yield_now();
                         Ok(thing(10))
                     };
-                    cache.get(&file(inode), || Ok((Digest([1; 32]), ())), open).expect("opened");
+                    cache.get(&file(inode), begun(1), Ok, open).expect("opened");
                 });
             }
         });

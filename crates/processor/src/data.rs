@@ -104,10 +104,15 @@ fn in_memory(file: &File, program: &Program, why: &str, us: &Processor) -> Resul
         let opened = open_package(file, &us.vault, &*keys, &enrolment.root)?;
         Ok((opened.manifest.digest(), opened))
     };
-    us.data.get(&identity, verify, |opened: OpenedPackage<&File>| {
-        tracing::info!(program = %opened.manifest.program, bytes = opened.plaintext.size(), "data is in memory");
-        fill(&opened)
-    })
+    us.data.get(
+        &identity,
+        verify,
+        |_| Ok(()),
+        |opened: OpenedPackage<&File>| {
+            tracing::info!(program = %opened.manifest.program, bytes = opened.plaintext.size(), "data is in memory");
+            fill(&opened)
+        },
+    )
 }
 
 /// Whether the vendor of the data lets `program` have it. Data that may be opened to a file may be had by any program. Other data by

@@ -170,7 +170,8 @@ impl Held {
 
         // 1010: the token is the server's, about this delivery, and opens release secret and main wrap.
         let record = us.vault.record(&seal.digest())?;
-        let gated = Gated { record: &record, terms: &delivery.terms, wrap: &delivery.wrap, plain_digest: &seal.plain_digest };
+        let (plain_digest, secrets) = (&seal.plain_digest, &us.vault.secrets(&record)?);
+        let gated = Gated { record: &record, terms: &delivery.terms, wrap: &delivery.wrap, plain_digest, secrets };
         if record.release.as_ref().is_some_and(|r| r.token != Digest::of(token)) {
             return Err(Refusal::new(Code::TokenMismatch, "the delivery was released with another token already"));
         }
@@ -188,7 +189,9 @@ impl Held {
         let ending = ending(&Layout::decode(&delivery.layout)?, &documents);
         let ending_at = seal.body_size + seal.table_size;
         self.spool.write_at(&ending, ending_at)?;
-        us.remember(Step::Released { seal: seal.digest(), release: Release { token: Digest::of(token), at: now } })?;
+        let settled = us.vault.settle(&released, (&documents, delivery.manifest.bytes()), (&record, now), &enrolment.root)?;
+        let release = Release { token: Digest::of(token), at: now, settled: Some(settled) };
+        us.remember(Step::Released { seal: seal.digest(), release })?;
         Ok((self.spool.reader()?, ending_at + ending.len() as u64))
     }
 }

@@ -11,8 +11,8 @@ use crate::ways::{Way, Ways};
 use chipbound_interpreter::direct::MARK_NAME;
 pub use chipbound_loader::LOADER_VARIABLES;
 use chipbound_loader::{AtExec, Identity, Image, Libraries, LoadError, NOT_STARTED, PageSource, Tracer};
-use chipbound_sealing::{PackageReader, ReadAt, is_library};
-use chipbound_trusted_core::{OpenedPackage, open_package};
+use chipbound_sealing::{OnePass, PackageReader, ReadAt, is_library};
+use chipbound_trusted_core::{UnsettledPackage, open_in_one_pass};
 use chipbound_wire::control::{How, Response};
 use chipbound_wire::suite::{Format, LoaderVariables, Mapping};
 use chipbound_wire::{Code, Refusal, Result};
@@ -189,24 +189,23 @@ fn prepare(stopped: &mut AtExec, verified: &Identity, opened: (&Program, &Checke
 
 /// The opened program, from the cache or verified and opened now.
 pub(crate) fn open_program(package: &File, identity: &Identity, us: &Processor) -> Result<Arc<Program>> {
-    let verify = || {
+    let begin = || {
         confine::thread(Work::Start)?; // What is parsed now was written by anybody.
         let enrolment = us.vault.enrolment()?;
-        let keys = us.vault.keys();
-        let opened = open_package(package, &us.vault, &*keys, &enrolment.root)?;
+        let opened = open_in_one_pass(package, &us.vault, &*us.vault.keys(), &enrolment.root)?;
         if opened.manifest.format != Format::ElfX8664 {
             return Err(Refusal::new(Code::UnsupportedProgram, "the package holds data; open it with `chipbound open`"));
         }
-        if identity_of(package)? != *identity {
-            return Err(Refusal::new(Code::ProcessMismatch, "the package changed while it was verified"));
-        }
         Ok((opened.manifest.digest(), opened))
     };
-    let open = |opened: OpenedPackage<&File>| {
-        let (source, manifest) = (Plaintext(&opened.plaintext), &opened.manifest);
-        let library = is_library(&opened.plaintext)?.then(|| manifest.readers.clone());
-        let image = if library.is_some() { Image::build_library(&source) } else { Image::build(&source) }.map_err(refusal_of)?;
-        let libraries = Libraries::of(&source).map_err(refusal_of)?;
+    let open = |UnsettledPackage { manifest, plaintext }| {
+        let library = is_library(&plaintext);
+        let source = Plaintext(&plaintext);
+        let image = if matches!(library, Ok(true)) { Image::build_library(&source) } else { Image::build(&source) };
+        let plaintext = settle(plaintext, package, identity)?; // What is wrong with the package comes before what is wrong with its program.
+        let library = library?.then(|| manifest.readers.clone());
+        let image = image.map_err(refusal_of)?;
+        let libraries = Libraries::of(&Plaintext(&plaintext)).map_err(refusal_of)?;
         tracing::info!(program = %manifest.program, bytes = image.memory(), "opened");
         Ok(Program {
             image,
@@ -218,15 +217,25 @@ pub(crate) fn open_program(package: &File, identity: &Identity, us: &Processor) 
             locked: OnceLock::new(),
         })
     };
-    let program = us.programs.get(identity, verify, open)?;
+    let verify = |opened: UnsettledPackage<&File>| settle(opened.plaintext, package, identity).map(drop);
+    let program = us.programs.get(identity, begin, verify, open)?;
     program.check_minimum(us.vault.minimum(&program.program))?;
     Ok(program)
 }
 
-/// The verified plaintext as the loader reads it.
-struct Plaintext<'a, F>(&'a PackageReader<F>);
+/// The plaintext, once the whole file was found to be the package, and still to be the same file.
+fn settle<'a>(plaintext: OnePass<&'a File>, package: &File, identity: &Identity) -> Result<PackageReader<&'a File>> {
+    let settled = plaintext.settle()?;
+    if identity_of(package)? != *identity {
+        return Err(Refusal::new(Code::ProcessMismatch, "the package changed while it was verified"));
+    }
+    Ok(settled)
+}
 
-impl<F: ReadAt + Sync> PageSource for Plaintext<'_, F> {
+/// The plaintext as the loader reads it.
+struct Plaintext<'a, P>(&'a P);
+
+impl<P: ReadAt + Sync> PageSource for Plaintext<'_, P> {
     fn len(&self) -> u64 {
         self.0.size()
     }

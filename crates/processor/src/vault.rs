@@ -5,10 +5,12 @@ use crate::sys::{Hidden, SecretPages};
 use chipbound_host::files::{self, PRIVATE};
 use chipbound_host::{Kek, now};
 use chipbound_session::tls::SharedTrust;
-use chipbound_trusted_core::{Held, KeyStore, Memory, Record, SoftwareKeyStore, State, Step, generate_identity};
+use chipbound_trusted_core::{
+    Held, KeyStore, Memory, Record, Released, Settled, SharedSecrets, SoftwareKeyStore, State, Step, generate_identity, settle,
+};
 use chipbound_wire::bounded::{Bytes, Text, decode, encode};
 use chipbound_wire::certificate::{Certified, Role, SealingKey, Trust};
-use chipbound_wire::documents::Manifest;
+use chipbound_wire::documents::{Manifest, PackageDocuments};
 use chipbound_wire::enrolment::Issued;
 use chipbound_wire::limits::MAX_TEXT;
 use chipbound_wire::signature::Sign;
@@ -194,6 +196,17 @@ impl Vault {
         Ok(())
     }
 
+    /// What openings of a package that was just released need not do again, as [`chipbound_trusted_core::settle`].
+    pub fn settle(
+        &self,
+        released: &Released,
+        documents: (&PackageDocuments, &[u8]),
+        recorded: (&Record, Time),
+        root: &Trust,
+    ) -> Result<Settled> {
+        settle(released, documents, recorded, root, self.kek.bytes(), &mut SystemRandom)
+    }
+
     fn journal(&self) -> MutexGuard<'_, Journal> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -210,6 +223,13 @@ impl Memory for Vault {
 
     fn check_order(&self, order: &OrderId) -> Result<()> {
         self.journal().state.check_order(order)
+    }
+
+    fn secrets(&self, record: &Record) -> Result<SharedSecrets> {
+        match record.release.as_ref().and_then(|release| release.settled.as_ref()) {
+            Some(settled) => settled.open_secrets(&record.seal, self.kek.bytes()),
+            None => Ok(SharedSecrets::default()),
+        }
     }
 }
 

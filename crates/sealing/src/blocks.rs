@@ -5,6 +5,7 @@ use crate::layout::CHUNK_STEP;
 use blake3::hazmat::{HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
 use chipbound_wire::{Digest, Result};
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::{self, available_parallelism};
@@ -133,7 +134,54 @@ impl Blocks {
     }
 }
 
+/// The chaining values of the blocks of a body that were seen so far, by whatever thread and in whatever order.
+pub(crate) struct Seen {
+    size: u64,
+    values: Vec<OnceLock<[u8; 32]>>,
+}
+
+impl Seen {
+    /// For a body of `size` bytes, none of which was seen yet.
+    pub(crate) fn new(size: u64) -> Self {
+        let count = usize::try_from(size.div_ceil(BLOCK as u64)).expect("bodies are far smaller than memory can be addressed");
+        Self { size, values: (0..count).map(|_| OnceLock::new()).collect() }
+    }
+
+    /// Whether the block at `offset`, a multiple of [`BLOCK`], is what it was when it was seen first: now, perhaps.
+    pub(crate) fn take(&self, offset: u64, block: &[u8]) -> bool {
+        let index = (offset / BLOCK as u64) as usize;
+        let value = Blocks::new(self.size).value(index, block);
+        self.values.get(index).is_some_and(|seen| *seen.get_or_init(|| value) == value)
+    }
+
+    /// The values of all blocks, once those that were not seen yet are: `load` reads one by its offset. Where there are many, several
+    /// threads do.
+    pub(crate) fn complete(self, load: impl Fn(u64) -> Result<Vec<u8>> + Sync) -> Result<Blocks> {
+        let missing: Vec<u64> = (0..self.values.len()).filter(|i| self.values[*i].get().is_none()).map(|i| (i * BLOCK) as u64).collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(offset) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let block = load(*offset).inspect_err(|_| next.store(missing.len(), Ordering::Relaxed))?; // The others stop too.
+                self.take(*offset, &block);
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let named = || thread::Builder::new().name("hash".into());
+            let threads = 1..threads_for((missing.len() * BLOCK) as u64);
+            let others: Vec<_> = threads.filter_map(|_| named().spawn_scoped(scope, work).ok()).collect();
+            let own = work();
+            others.into_iter().fold(own, |sum, other| sum.and(other.join().expect("hashing does not panic")))
+        })?;
+        let values = self.values.into_iter().map(|value| value.into_inner().expect("every block was taken above"));
+        Ok(Blocks { size: self.size, values: values.collect() })
+    }
+}
+
 fn threads_for(size: u64) -> usize {
+    if size < 2 * PER_THREAD {
+        return 1; // To learn the number of cores takes longer than to hash so little.
+    }
     static CORES: OnceLock<u64> = OnceLock::new();
     let cores = *CORES.get_or_init(|| available_parallelism().map_or(1, |cores| cores.get() as u64));
     (size / PER_THREAD).clamp(1, cores.min(MAX_THREADS)) as usize
@@ -169,6 +217,23 @@ mod tests {
             take(Cow::Owned(bytes[..4 * BLOCK].to_vec()));
             Err(Refusal::new(Code::Io, "the disk"))
         });
+        assert_eq!(refusal.err().map(|e| e.code), Some(Code::Io));
+    }
+
+    #[test]
+    fn blocks_seen_in_any_order_have_the_root_of_the_body_and_none_may_change() {
+        let bytes: Vec<u8> = (0..70 * BLOCK + 9).map(|i| (i % 241) as u8).collect();
+        let block = |at: u64| &bytes[at as usize..bytes.len().min(at as usize + BLOCK)];
+        let all = || {
+            let seen = Seen::new(bytes.len() as u64);
+            for at in [69, 3, 70, 3].map(|n| n * BLOCK as u64) {
+                assert!(seen.take(at, block(at)));
+            }
+            seen
+        };
+        assert_eq!(all().complete(|at| Ok(block(at).to_vec())).unwrap().root(), Digest::of(&bytes));
+        assert!(!all().take(3 * BLOCK as u64, block(4 * BLOCK as u64)) && !all().take(71 * BLOCK as u64, block(0)));
+        let refusal = all().complete(|_| Err(Refusal::new(Code::Io, "the disk")));
         assert_eq!(refusal.err().map(|e| e.code), Some(Code::Io));
     }
 

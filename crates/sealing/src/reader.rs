@@ -1,6 +1,6 @@
 //! Reads the plaintext of a package at any offset, with nothing in memory but tags and hashes, or with the whole small package.
 
-use crate::blocks::{BLOCK, Blocks};
+use crate::blocks::{BLOCK, Blocks, Seen};
 use crate::cipher::Cipher;
 use crate::keys::PageKeys;
 use crate::layout::{Layout, Piece};
@@ -14,16 +14,14 @@ use chipbound_wire::{Code, Refusal, Result};
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
+use std::sync::OnceLock;
 use zeroize::Zeroizing;
 
 /// The plaintext of a package whose every byte was compared with its seal. Later reads compare again what they use, with a value
 /// of each 64 KiB that the first pass kept: a byte that changed in between is refused (A15). Where the first pass took the package into
 /// memory, what changed in between has no effect.
 pub struct PackageReader<F> {
-    file: Delivered<F>,
-    layout: Layout,
-    tags: Vec<u8>,
-    cipher: Cipher,
+    sealed: Sealed<F>,
     blocks: Blocks,
     /// The body, where it was taken into memory whole: what was compared is what is opened.
     kept: Option<Vec<u8>>,
@@ -48,57 +46,138 @@ impl<F: ReadAt> PackageReader<F> {
     }
 
     fn with(file: F, package: Package, keys: &PageKeys, seal: &Seal, mut kept: Option<Vec<u8>>) -> Result<Self> {
+        let sealed = Sealed::new(file, package, keys, seal)?;
+        let blocks = check_body(&sealed.file, &sealed.layout, seal, kept.as_deref_mut())?;
+        Ok(Self { sealed, blocks, kept })
+    }
+
+    /// Which bytes are sealed in the file.
+    pub fn layout(&self) -> &Layout {
+        &self.sealed.layout
+    }
+
+    /// Fills `buf` with the plaintext at `offset`. [`Code::PageAltered`] where the file changed since the first pass,
+    /// [`Code::Io`] beyond the end.
+    pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.sealed.read(buf, offset, |base| match &self.kept {
+            Some(kept) => Ok(Cow::Borrowed(&kept[base as usize..kept.len().min(base as usize + BLOCK)])),
+            None => {
+                let block = self.sealed.load(base)?;
+                if self.blocks.matches(base, &block) { Ok(Cow::Owned(block)) } else { Err(changed(base)) }
+            }
+        })
+    }
+}
+
+/// The plaintext of a package whose table was compared with its seal, and whose body is being compared with it while it is read.
+///
+/// Every sealed page that comes out fits its tag, and so the content key. That the whole body is the one that was sealed is known only
+/// once [`Self::settle`] has said so: until then what was read may be kept, and nothing may be done with it that cannot be taken back.
+pub struct OnePass<F> {
+    sealed: Sealed<F>,
+    seal: Seal,
+    /// For each block the value that it had when it was read first.
+    seen: Seen,
+    /// The first block, once it was read: a program's headers lie there, which are read bit by bit.
+    first: OnceLock<Vec<u8>>,
+}
+
+impl<F: ReadAt + Sync> OnePass<F> {
+    /// Compares the table with the verified `seal`; no byte of the body is read. Refuses as [`PackageReader::new`] does.
+    pub fn new(file: F, package: Package, keys: &PageKeys, seal: &Seal) -> Result<Self> {
+        let sealed = Sealed::new(file, package, keys, seal)?;
+        let seen = Seen::new(sealed.layout.body_size());
+        Ok(Self { sealed, seal: seal.clone(), seen, first: OnceLock::new() })
+    }
+
+    /// Fills `buf` with the plaintext at `offset`. [`Code::PageAltered`] where a page does not fit its tag or a block is not what it was
+    /// when it was read before, [`Code::Io`] beyond the end.
+    pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.sealed.read(buf, offset, |base| match self.first.get().filter(|_| base == 0) {
+            Some(first) => Ok(Cow::Borrowed(first)),
+            None => {
+                let block = self.sealed.load(base)?;
+                if !self.seen.take(base, &block) {
+                    return Err(changed(base));
+                }
+                Ok(if base == 0 { Cow::Borrowed(self.first.get_or_init(|| block)) } else { Cow::Owned(block) })
+            }
+        })
+    }
+
+    /// Reads what was not read yet and compares the whole body with the seal. Refuses as [`PackageReader::new`] does: then nothing that was
+    /// read is the package's.
+    pub fn settle(self) -> Result<PackageReader<F>> {
+        let Self { sealed, seal, seen, .. } = self;
+        let blocks = seen.complete(|base| sealed.load(base))?;
+        // The plain digest is a function of the body and the layout, and the seal was compared with both when it was recorded.
+        if blocks.root() != seal.body_root {
+            check_body(&sealed.file, &sealed.layout, &seal, None)?; // Says which part it is.
+            return Err(Refusal::new(Code::PageAltered, "the package changed while it was opened"));
+        }
+        Ok(PackageReader { sealed, blocks, kept: None })
+    }
+}
+
+impl<F: ReadAt + Sync> ReadAt for OnePass<F> {
+    fn size(&self) -> u64 {
+        self.sealed.layout.body_size()
+    }
+    /// As [`OnePass::read`]; the refusal is the error's inner value.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read(buf, offset).map_err(|refusal| io::Error::new(io::ErrorKind::InvalidData, refusal))
+    }
+}
+
+impl<F> fmt::Debug for OnePass<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OnePass({} bytes)", self.sealed.layout.body_size())
+    }
+}
+
+/// A body and what opens it, its table compared with the seal.
+struct Sealed<F> {
+    file: Delivered<F>,
+    layout: Layout,
+    tags: Vec<u8>,
+    cipher: Cipher,
+}
+
+impl<F: ReadAt> Sealed<F> {
+    fn new(file: F, package: Package, keys: &PageKeys, seal: &Seal) -> Result<Self> {
         if keys.plain_digest() != seal.plain_digest || keys.format() != package.layout.format() {
             return Err(Refusal::new(Code::SealMismatch, "the keys are not those of the sealed package"));
         }
         if package.layout.body_size() != seal.body_size || package.table_size() != seal.table_size {
             return Err(Refusal::new(Code::PackageTruncated, "the package is not as long as its seal says"));
         }
-        let file = Delivered::new(file, package.start.as_ref());
-        let blocks = check_body(&file, &package.layout, seal, kept.as_deref_mut())?;
         if package.table_root() != seal.table_root {
             return Err(Refusal::new(Code::PageAltered, "the tags are not those that were sealed"));
         }
-        Ok(Self { file, layout: package.layout, tags: package.tags, cipher: keys.cipher(), blocks, kept })
+        let file = Delivered::new(file, package.start.as_ref());
+        Ok(Self { file, layout: package.layout, tags: package.tags, cipher: keys.cipher() })
     }
 
-    /// Which bytes are sealed in the file.
-    pub fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    /// Fills `buf` with the plaintext at `offset`. [`Code::PageAltered`] where the file changed since the first pass,
-    /// [`Code::Io`] beyond the end.
-    pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+    /// Fills `buf` with the plaintext at `offset`, of the blocks that `block` gives by their offsets.
+    fn read<'a>(&self, buf: &mut [u8], offset: u64, mut block: impl FnMut(u64) -> Result<Cow<'a, [u8]>>) -> Result<()> {
         let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= self.layout.body_size());
         let end = end.ok_or_else(|| Refusal::io("reading a package", io::ErrorKind::UnexpectedEof.into()))?;
-        let mut block = Vec::new();
         let mut at = offset;
         while at < end {
             let base = at - at % BLOCK as u64;
             let upto = end.min(base + BLOCK as u64);
             let part = &mut buf[(at - offset) as usize..(upto - offset) as usize];
-            let sealed = match &self.kept {
-                Some(kept) => &kept[base as usize..kept.len().min(base as usize + BLOCK)],
-                None => {
-                    self.load(base, &mut block)?;
-                    &block
-                }
-            };
-            self.open(sealed, base, at, part).inspect_err(|_| part.fill(0))?;
+            self.open(&block(base)?, base, at, part).inspect_err(|_| part.fill(0))?;
             at = upto;
         }
         Ok(())
     }
 
-    /// Reads a block and compares it with the first pass.
-    fn load(&self, base: u64, block: &mut Vec<u8>) -> Result<()> {
-        block.resize((self.layout.body_size() - base).min(BLOCK as u64) as usize, 0);
-        self.file.read_exact_at(block, base).map_err(|e| Refusal::io("reading a package", e))?;
-        if !self.blocks.matches(base, block) {
-            return Err(Refusal::new(Code::PageAltered, format!("the 64 KiB at offset {base} changed while the package was in use")));
-        }
-        Ok(())
+    /// Reads the block at `base`.
+    fn load(&self, base: u64) -> Result<Vec<u8>> {
+        let mut block = vec![0; (self.layout.body_size() - base).min(BLOCK as u64) as usize];
+        self.file.read_exact_at(&mut block, base).map_err(|e| Refusal::io("reading a package", e))?;
+        Ok(block)
     }
 
     /// Opens the part of `block`, which begins at `base`, that begins at `start` and fills `out`.
@@ -132,7 +211,7 @@ impl<F: ReadAt> PackageReader<F> {
 
 impl<F: ReadAt> ReadAt for PackageReader<F> {
     fn size(&self) -> u64 {
-        self.layout.body_size()
+        self.sealed.layout.body_size()
     }
     /// As [`PackageReader::read`]; the refusal is the error's inner value.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
@@ -142,8 +221,12 @@ impl<F: ReadAt> ReadAt for PackageReader<F> {
 
 impl<F> fmt::Debug for PackageReader<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PackageReader({} bytes)", self.layout.body_size())
+        write!(f, "PackageReader({} bytes)", self.sealed.layout.body_size())
     }
+}
+
+fn changed(base: u64) -> Refusal {
+    Refusal::new(Code::PageAltered, format!("the 64 KiB at offset {base} changed while the package was in use"))
 }
 
 /// The first pass: compares every byte of the body with the seal, keeps a value of each block, and fills `kept` with the body.

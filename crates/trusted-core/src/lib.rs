@@ -15,8 +15,8 @@ mod keystore;
 mod package;
 mod state;
 
-pub use gate::{Delivery, Released, release};
+pub use gate::{Delivery, Released, SharedSecrets, release};
 pub use held::{Held, Keep};
 pub use keystore::{KeyStore, SoftwareKeyStore, generate_identity};
-pub use package::{OpenedData, OpenedPackage, open_data, open_package};
-pub use state::{MAX_RECORDS, Memory, Prepared, Record, Release, State, Step};
+pub use package::{OpenedData, OpenedPackage, UnsettledPackage, open_data, open_in_one_pass, open_package, settle};
+pub use state::{MAX_RECORDS, Memory, Prepared, Record, Release, Settled, State, Step};

@@ -2,13 +2,13 @@
 
 use crate::gate::{Delivery, Released, release};
 use crate::keystore::KeyStore;
-use crate::state::{Memory, Record};
-use chipbound_sealing::{DataReader, Package, PackageReader, PageKeys, ReadAt, StartRecord, open_manifest};
+use crate::state::{Memory, Record, Settled};
+use chipbound_sealing::{DataReader, OnePass, Package, PackageReader, PageKeys, ReadAt, StartRecord, open_manifest};
 use chipbound_wire::bounded::encode;
 use chipbound_wire::certificate::Trust;
-use chipbound_wire::documents::{Manifest, PackageDocuments, Seal, Terms};
+use chipbound_wire::documents::{Manifest, PackageDocuments, ReleaseToken, Seal, Terms};
 use chipbound_wire::signed::{Verified, read_claims, verify_document};
-use chipbound_wire::{Code, Digest, OrderId, Refusal, Result};
+use chipbound_wire::{Code, Digest, OrderId, Random, Refusal, Result, Time};
 
 /// A package that may be opened here, and its verified plaintext.
 pub struct OpenedPackage<F> {
@@ -21,6 +21,14 @@ pub struct OpenedPackage<F> {
     /// The plaintext: every byte was verified, and either stays in memory or is verified again against what was seen first whenever it
     /// is read.
     pub plaintext: PackageReader<F>,
+}
+
+/// A package that may be opened here, its documents verified and its body not yet.
+pub struct UnsettledPackage<F> {
+    /// The vendor's manifest.
+    pub manifest: Verified<Manifest>,
+    /// The plaintext: of use once [`OnePass::settle`] has said that it is the package's.
+    pub plaintext: OnePass<F>,
 }
 
 /// A package of data that may be opened here, and its plaintext.
@@ -45,6 +53,14 @@ pub fn open_package<F: ReadAt>(file: F, memory: &dyn Memory, keys: &dyn KeyStore
     let start = package.start.clone();
     let plaintext = PackageReader::at_once(file, package, &keys, &seal)?;
     Ok(OpenedPackage { manifest, order, start, plaintext })
+}
+
+/// Opens the package in `file` as [`open_package`] does, but reads and compares its body once, while it is used. Refuses as
+/// [`open_package`] does, what is wrong with the body when the plaintext is read or settled.
+pub fn open_in_one_pass<F: ReadAt + Sync>(file: F, memory: &dyn Memory, keys: &dyn KeyStore, root: &Trust) -> Result<UnsettledPackage<F>> {
+    let Allowed { package, keys, seal, manifest, .. } = allow(&file, memory, keys, root)?;
+    let plaintext = OnePass::new(file, package, &keys, &seal)?;
+    Ok(UnsettledPackage { manifest, plaintext })
 }
 
 /// Opens the package of data in `file` to be read in ranges: as [`open_package`], but no byte of the body is read before it is
@@ -78,6 +94,9 @@ fn allow(file: &dyn ReadAt, memory: &dyn Memory, keys: &dyn KeyStore, root: &Tru
     memory.check_order(&claims.order)?;
     // Step 1008 was here, for exactly this seal.
     let record = &memory.record(&Digest::of(&documents.seal))?;
+    if let Some(settled) = record.release.as_ref().and_then(|release| release.settled.as_ref()) {
+        root.know(&settled.signatures);
+    }
     let (terms, seal) = verify_statements(&documents, record, root)?;
     // Step 1010 was here, with exactly this token.
     let granted = record
@@ -87,13 +106,31 @@ fn allow(file: &dyn ReadAt, memory: &dyn Memory, keys: &dyn KeyStore, root: &Tru
     if granted.token != Digest::of(&documents.token) {
         return Err(Refusal::new(Code::TokenMismatch, "the package holds another release token than the one that released it"));
     }
-    let delivery = Delivery { record, terms: &terms, wrap: &documents.wrap, plain_digest: &seal.plain_digest };
+    let secrets = &memory.secrets(record)?;
+    let delivery = Delivery { record, terms: &terms, wrap: &documents.wrap, plain_digest: &seal.plain_digest, secrets };
     let released = release(&documents.token, delivery, keys, root, granted.at)?;
     // The keys, and what the vendor says.
     let page_keys = PageKeys::of_terms(released.content_key(), &terms, &seal.plain_digest)?;
     let manifest = read_manifest(&documents, &terms, &released, record, root)?;
     check_policy(&manifest, memory, keys)?;
     Ok(Allowed { package, keys: page_keys, seal, manifest, order: terms.order })
+}
+
+/// What openings of a package that was just released, at the time `at`, need not do again: the public-key work of the release, done or
+/// known by now. `manifest` are the signed bytes of the vendor's. Refuses as [`open_package`] would.
+pub fn settle(
+    released: &Released,
+    (documents, manifest): (&PackageDocuments, &[u8]),
+    (record, at): (&Record, Time),
+    root: &Trust,
+    kek: &[u8; 32],
+    random: &mut dyn Random,
+) -> Result<Settled> {
+    let noting = root.noting();
+    verify_statements(documents, record, &noting)?;
+    verify_document::<ReleaseToken>(&documents.token, &noting, at)?;
+    verify_document::<Manifest>(manifest, &noting, record.at)?;
+    Settled::of(&record.seal, noting.noted(), &released.secrets, kek, random)
 }
 
 /// Terms, wrap and seal are those of the record, and belong together.

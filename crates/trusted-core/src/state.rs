@@ -6,15 +6,17 @@
 //! chain. A frame that a crash cut short at the end is dropped. Leaving out whole frames at the end cannot be noticed without a
 //! counter in hardware: packages of those frames are then refused as never received, and minimums that they raised are low again.
 
+use crate::gate::SharedSecrets;
 use chipbound_sealing::at_rest;
-use chipbound_wire::bounded::{decode, encode};
+use chipbound_wire::bounded::{Bytes, decode, encode};
+use chipbound_wire::certificate::GoodSignatures;
 use chipbound_wire::documents::{Manifest, Seal, Terms};
 use chipbound_wire::signed::Verified;
 use chipbound_wire::{Code, Digest, KeyId, OrderId, ProgramId, Random, Refusal, Result, Time};
 use minicbor::{Decode, Encode};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Deliveries remembered at most (about 16 MiB on disk). Beyond it the oldest that were never released are forgotten.
+/// Deliveries remembered at most (about 60 MiB on disk). Beyond it the oldest that were never released are forgotten.
 pub const MAX_RECORDS: usize = 65_536;
 
 /// Bytes of one sealed frame at most: a snapshot of [`MAX_RECORDS`] records and as many programs.
@@ -66,6 +68,48 @@ pub struct Release {
     /// When it was verified.
     #[n(1)]
     pub at: Time,
+    /// The public-key work that was done by then.
+    #[n(2)]
+    pub settled: Option<Settled>,
+}
+
+/// Public-key work on one delivery that gives the same result whenever it is done, so that no opening does it again: which signatures
+/// are good, and what decapsulation gives. Everything that depends on time, on what was revoked or on the package is done each time.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct Settled {
+    /// The signatures of its documents and of their certificates.
+    #[n(0)]
+    pub signatures: GoodSignatures,
+    /// The shared secrets of its token and its wrap, sealed under the key-encryption key.
+    #[n(1)]
+    pub secrets: Bytes<MAX_SECRETS>,
+}
+
+impl Settled {
+    /// What is known of the delivery with this seal after its release.
+    pub(crate) fn of(
+        seal: &Digest,
+        signatures: GoodSignatures,
+        secrets: &SharedSecrets,
+        kek: &[u8; 32],
+        random: &mut dyn Random,
+    ) -> Result<Self> {
+        let sealed = at_rest::seal(kek, &secrets_of(seal), &secrets.to_bytes(), random);
+        Ok(Self { signatures, secrets: Bytes::new(sealed)? })
+    }
+
+    /// The shared secrets of the delivery with this seal; [`Code::Unsealable`] with another seal or key.
+    pub fn open_secrets(&self, seal: &Digest, kek: &[u8; 32]) -> Result<SharedSecrets> {
+        at_rest::open(kek, &secrets_of(seal), &self.secrets).map(|bytes| SharedSecrets::of_bytes(&bytes))
+    }
+}
+
+/// Bytes of the sealed secrets of one delivery at most.
+const MAX_SECRETS: usize = 512;
+
+fn secrets_of(seal: &Digest) -> String {
+    format!("chipbound/1 processor secrets of {seal}")
 }
 
 impl Record {
@@ -170,6 +214,11 @@ pub trait Memory {
 
     /// Refuses an order that was given up with [`Code::OrderRetired`].
     fn check_order(&self, order: &OrderId) -> Result<()>;
+
+    /// What decapsulation gave when that delivery was released: nothing, where that is not known here.
+    fn secrets(&self, _: &Record) -> Result<SharedSecrets> {
+        Ok(SharedSecrets::default())
+    }
 }
 
 impl Memory for State {
@@ -401,7 +450,7 @@ mod tests {
     }
 
     fn released(name: u8) -> Step {
-        Step::Released { seal: record(name).seal, release: Release { token: Digest([8; 32]), at: Time(2000) } }
+        Step::Released { seal: record(name).seal, release: Release { token: Digest([8; 32]), at: Time(2000), settled: None } }
     }
 
     /// A state after these steps, and its file.
@@ -474,7 +523,7 @@ mod tests {
         let (mut state, _) = after(vec![compared(1, 0), released(1)]);
         let refusal = state.prepare(released(2), &KEK, &mut Repeatable::new(2)).expect_err("never compared");
         assert_eq!(refusal.code, Code::NotReceived);
-        let other = Step::Released { seal: record(1).seal, release: Release { token: Digest([1; 32]), at: Time(3000) } };
+        let other = Step::Released { seal: record(1).seal, release: Release { token: Digest([1; 32]), at: Time(3000), settled: None } };
         let prepared = state.prepare(other, &KEK, &mut Repeatable::new(2)).expect("prepared");
         state.commit(prepared);
         assert_eq!(state.record(&record(1).seal).expect("known").release.as_ref().expect("released").token, Digest([8; 32]));

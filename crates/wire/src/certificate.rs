@@ -9,7 +9,7 @@ mod known;
 
 use crate::bounded::{Bytes, List, decode};
 use crate::error::{Code, Refusal, Result};
-use crate::ids::{KeyId, Time};
+use crate::ids::{Digest, KeyId, Time};
 use crate::limits::{MAX_CERTIFICATE, MAX_CHAIN, MAX_CHOICES, MAX_KEM_BYTES, MAX_REVOCATION_LIST};
 pub use crate::suite::Role;
 use crate::suite::{Class, Kem};
@@ -139,6 +139,18 @@ impl Certified {
     }
 }
 
+/// Signatures that were found good, each by a digest of key, message and signature.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct GoodSignatures {
+    /// Those of certificates.
+    #[n(0)]
+    certificates: Vec<Digest>,
+    /// Those of documents.
+    #[n(1)]
+    documents: Vec<Digest>,
+}
+
 /// What a verifier trusts: one root, and the revocation list it was given, if any.
 pub struct Trust {
     root: CertificateDer<'static>,
@@ -150,7 +162,7 @@ pub struct Trust {
 
 impl std::fmt::Debug for Trust {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Trust({}, revocations: {})", crate::Digest::of(&self.root), self.revocations.is_some())
+        write!(f, "Trust({}, revocations: {})", Digest::of(&self.root), self.revocations.is_some())
     }
 }
 
@@ -177,6 +189,27 @@ impl Trust {
                 documents: self.documents.clone(),
             })
             .map_err(|e| Refusal::new(Code::Malformed, format!("not a revocation list: {e}")).because(e))
+    }
+
+    /// The same root without its revocation list, and what this one knows of signatures. It notes the good ones that it is asked for
+    /// from now on: [`Self::noted`].
+    #[must_use]
+    pub fn noting(&self) -> Self {
+        let (known, documents) = (Arc::new(self.known.noting()), Arc::new(self.documents.noting()));
+        Self { root: self.root.clone(), revocations: None, known, documents }
+    }
+
+    /// The signatures that were asked for and found good since [`Self::noting`].
+    #[must_use]
+    pub fn noted(&self) -> GoodSignatures {
+        GoodSignatures { certificates: self.known.noted(), documents: self.documents.noted() }
+    }
+
+    /// Takes signatures for good that a verifier found good before. Whether one is does not change with time; what does, validity,
+    /// revocation and role, is looked at in any case. The caller guarantees that nobody else could write them since.
+    pub fn know(&self, good: &GoodSignatures) {
+        self.known.know(&good.certificates);
+        self.documents.know(&good.documents);
     }
 
     /// The root certificate in DER.

@@ -38,7 +38,7 @@ fn opens(world: &World) -> bool {
         opened = true;
         Ok(echo(ProgramId::new(&KeyId([1; 32]), "echo").expect("a good name")))
     };
-    world.us.programs.get(&identity, || Ok((Digest([1; 32]), ())), open).expect("opened");
+    world.us.programs.get(&identity, || Ok((Digest([1; 32]), ())), Ok, open).expect("opened");
     opened
 }
 

@@ -1,19 +1,105 @@
 //! Package files that somebody edited (A9-A11), and certificates that ran out or were withdrawn in the meantime.
 
 use crate::world::{Lies, World, now, sample};
-use chipbound_sealing::{Layout, Package, ReadAt};
-use chipbound_trusted_core::open_package;
+use chipbound_processor::vault::Vault;
+use chipbound_sealing::{Decapsulate, Layout, Package, ReadAt};
+use chipbound_trusted_core::{KeyStore, Memory, Record, SoftwareKeyStore, open_in_one_pass, open_package};
 use chipbound_wire::bounded::encode;
-use chipbound_wire::documents::PackageDocuments;
-use chipbound_wire::suite::{Format, Profile};
-use chipbound_wire::{Code, Result, Time};
+use chipbound_wire::certificate::{SealingKey, Trust};
+use chipbound_wire::documents::{Manifest, PackageDocuments};
+use chipbound_wire::signature::Sign;
+use chipbound_wire::suite::{Class, Format, Profile};
+use chipbound_wire::{Code, Digest, OrderId, Result, Time};
 use object::{Object, ObjectSection};
+use std::sync::Arc;
 
+/// What a package opens to, in two passes and in one: both say the same.
 fn open(world: &World, package: &[u8]) -> Result<Vec<u8>> {
-    let opened = open_package(package, &world.us.vault, &*world.us.vault.keys(), &world.root())?;
-    let mut plain = vec![0; opened.plaintext.size() as usize];
-    opened.plaintext.read_exact_at(&mut plain, 0).map_err(|e| chipbound_wire::Refusal::io("reading", e))?;
+    let opened = open_package(package, &world.us.vault, &*world.us.vault.keys(), &world.root()).and_then(|opened| {
+        let mut plain = vec![0; opened.plaintext.size() as usize];
+        opened.plaintext.read(&mut plain, 0).map(|()| plain)
+    });
+    let at_once = in_one_pass(package, &world.us.vault, &*world.us.vault.keys(), &world.root());
+    let said = |opened: &Result<Vec<u8>>| opened.as_ref().map(Vec::len).map_err(|refusal| refusal.code);
+    assert_eq!(said(&opened), said(&at_once));
+    opened
+}
+
+fn in_one_pass(package: &[u8], memory: &dyn Memory, keys: &dyn KeyStore, root: &Trust) -> Result<Vec<u8>> {
+    let opened = open_in_one_pass(package, memory, keys, root)?.plaintext;
+    let mut plain = vec![0; opened.size() as usize];
+    let read = opened.read(&mut plain, 0);
+    let settled = opened.settle()?;
+    read?;
+    let mut again = vec![0; plain.len()];
+    settled.read(&mut again, 0)?;
+    assert!(plain == again);
     Ok(plain)
+}
+
+/// A key store whose sealing keys are gone.
+#[derive(Debug)]
+struct Keyless(Arc<SoftwareKeyStore>);
+
+impl Sign for Keyless {
+    fn spki(&self) -> &[u8] {
+        self.0.spki()
+    }
+    fn sign(&self, message: &[u8]) -> Result<[u8; 64]> {
+        self.0.sign(message)
+    }
+}
+
+impl KeyStore for Keyless {
+    fn class(&self) -> Class {
+        self.0.class()
+    }
+    fn sealing_keys(&self) -> Vec<SealingKey> {
+        Vec::new()
+    }
+    fn generations(&self) -> Vec<&dyn Decapsulate> {
+        Vec::new()
+    }
+    fn generation_of(&self, _: &[SealingKey]) -> Option<&dyn Decapsulate> {
+        None
+    }
+}
+
+/// What the vault remembers, but for the secrets.
+struct Forgetful<'a>(&'a Vault);
+
+impl Memory for Forgetful<'_> {
+    fn record(&self, seal: &Digest) -> Result<Record> {
+        self.0.record(seal)
+    }
+    fn check_sequence(&self, manifest: &Manifest) -> Result<()> {
+        self.0.check_sequence(manifest)
+    }
+    fn check_order(&self, order: &OrderId) -> Result<()> {
+        self.0.check_order(order)
+    }
+}
+
+#[test]
+fn what_was_released_needs_no_decapsulation_again_and_opens_by_nothing_but_its_own_secrets() {
+    let world = World::new();
+    let (plain, package) = program(&world);
+    let keyless = Keyless(world.us.vault.keys());
+    let reopened = Vault::open(&world.us.config.state).expect("a later life of the daemon");
+    assert!(in_one_pass(&package, &reopened, &keyless, &world.root()).expect("opens") == plain);
+    let refusal = in_one_pass(&package, &Forgetful(&reopened), &keyless, &world.root()).expect_err("no secret, no key");
+    assert!(matches!(refusal.code, Code::WrapInvalid | Code::TokenMismatch), "{refusal}");
+    let record = reopened.record(&Digest::of(&Package::read(&package).expect("a package").documents.seal)).expect("recorded");
+    let settled = record.release.and_then(|release| release.settled).expect("settled");
+    assert_eq!(settled.open_secrets(&record.terms, &[0; 32]).expect_err("another key and place").code, Code::Unsealable);
+}
+
+#[test]
+fn before_its_release_nothing_is_settled() {
+    let world = World::new();
+    let (held, _) = world.deliver(&world.ship(&sample(1000), |_| {}), &Lies::default());
+    let seal = held.expect("received").acknowledged.seal.digest();
+    assert!(world.us.vault.record(&seal).expect("recorded").release.is_none(), "and secrets are kept with a release alone");
 }
 
 /// A real program and its package.

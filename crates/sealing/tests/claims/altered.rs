@@ -2,19 +2,24 @@
 
 use crate::common::{Sealed, documents, keys, seal, seal_by, seal_with};
 use crate::programs::{build, random};
-use chipbound_sealing::{CHUNK_STEP, ContentKey, Layout, Opener, Package, PackageReader, PageKeys, ReadAt, Sealer, plain_digest};
+use chipbound_sealing::{CHUNK_STEP, ContentKey, Layout, OnePass, Opener, Package, PackageReader, PageKeys, ReadAt, Sealer, plain_digest};
 use chipbound_wire::limits::{MAX_CHUNK, PAGE, TAG};
 use chipbound_wire::messages::Chunk;
 use chipbound_wire::suite::{Aead, Format, Profile};
 use chipbound_wire::{Code, Digest, Refusal, Result, SystemRandom};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 /// What opening and what reading the whole package say to a changed package.
 fn refusals(sealed: &Sealed, word_of: &Sealed) -> [Code; 2] {
     let opened = sealed.open().expect_err("opening").code;
     let file = sealed.file();
-    let read = Package::read(&file).and_then(|package| PackageReader::new(&file, package, &sealed.keys, &word_of.seal()));
-    [opened, read.expect_err("reading").code]
+    let package = || Package::read(&file);
+    let read = package().and_then(|package| PackageReader::new(&file, package, &sealed.keys, &word_of.seal()));
+    let read = read.expect_err("reading").code;
+    let at_once = package().and_then(|package| OnePass::new(&file, package, &sealed.keys, &word_of.seal())).and_then(OnePass::settle);
+    assert_eq!(at_once.expect_err("in one pass").code, read);
+    [opened, read]
 }
 
 fn data(chunks: usize) -> Vec<u8> {
@@ -298,6 +303,44 @@ fn a_byte_that_changes_between_the_first_pass_and_a_read_is_refused() {
         let error = reader.read_exact_at(&mut byte, at).expect_err("changed");
         let refusal = error.get_ref().and_then(|e| e.downcast_ref::<Refusal>()).expect("a refusal inside");
         assert_eq!((refusal.code, byte), (Code::PageAltered, [0]));
+    }
+}
+
+#[test]
+fn what_was_read_before_a_byte_changed_is_not_settled() {
+    let plain = data(3);
+    let sealed = seal(&plain, Aead::Aes256Gcm);
+    let file = sealed.file();
+    let again = |changed: bool| {
+        let reads = AtomicUsize::new(0);
+        let one = OnePass::new(Changing { bytes: &file, changed, reads: &reads }, Package::read(&file)?, &sealed.keys, &sealed.seal())?;
+        let mut middle = vec![0; CHUNK_STEP];
+        one.read(&mut middle, CHUNK_STEP as u64).expect("the first time");
+        assert!(middle == plain[CHUNK_STEP..2 * CHUNK_STEP]);
+        let second = one.read(&mut middle, CHUNK_STEP as u64);
+        one.settle().and(second)
+    };
+    again(false).expect("settled");
+    assert_eq!(again(true).expect_err("another block came").code, Code::PageAltered);
+}
+
+/// A package whose second block, once it was read, is another one.
+struct Changing<'a> {
+    bytes: &'a [u8],
+    changed: bool,
+    reads: &'a AtomicUsize,
+}
+
+impl ReadAt for Changing<'_> {
+    fn size(&self) -> u64 {
+        self.bytes.size()
+    }
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.bytes.read_exact_at(buf, offset)?;
+        if offset == CHUNK_STEP as u64 && self.reads.fetch_add(1, SeqCst) > 0 && self.changed {
+            buf[7] ^= 1;
+        }
+        Ok(())
     }
 }
 
