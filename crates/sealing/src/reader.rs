@@ -151,10 +151,11 @@ impl<F: ReadAt> Sealed<F> {
         if package.layout.body_size() != seal.body_size || package.table_size() != seal.table_size {
             return Err(Refusal::new(Code::PackageTruncated, "the package is not as long as its seal says"));
         }
+        let file = Delivered::new(file, package.start.as_ref());
         if package.table_root() != seal.table_root {
+            check_body(&file, &package.layout, seal, None)?; // Says whether it is the layout.
             return Err(Refusal::new(Code::PageAltered, "the tags are not those that were sealed"));
         }
-        let file = Delivered::new(file, package.start.as_ref());
         Ok(Self { file, layout: package.layout, tags: package.tags, cipher: keys.cipher() })
     }
 
