@@ -47,7 +47,7 @@ impl Api {
         self.get("/v1/account").await
     }
 
-    /// The newest release of each program, page by page; at most [`MAX_PAGES`] of them.
+    /// The newest release of each program, page by page; at most 64 pages.
     pub async fn programs(&self) -> Result<Vec<Release>> {
         let mut page: Catalogue = self.get("/v1/programs").await?;
         let mut programs = page.programs;

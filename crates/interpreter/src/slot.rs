@@ -55,7 +55,7 @@ pub fn write(program: &[u8], socket: &[u8], into: &mut [u8]) -> Option<()> {
     Some(())
 }
 
-/// The path of the socket in an interpreter's file that [`write`] made. None where there is none.
+/// The path of the socket in an interpreter's file that [`write()`] made. None where there is none.
 #[must_use]
 pub fn socket_in(interpreter: &[u8]) -> Option<&[u8]> {
     let slot = interpreter.windows(SIZE).find(|window| window.starts_with(&MAGIC))?.get(MAGIC.len()..)?;
