@@ -6,8 +6,8 @@ use crate::stats::Series;
 use chipbound_server::log_key::LogSigner;
 use chipbound_server::storage::Books;
 use chipbound_server::storage::{
-    Accounts, Deliveries, Delivery, NewAccount, NewOrder, NewTicket, Orders, PendingUpload, Releases, Settlement, StoredOrder,
-    StoredRelease,
+    Accounts, Deliveries, Delivery, NewAccount, NewOrder, NewTicket, Orders, PendingUpload, Releases, Settlement, Settling, Shares,
+    StoredOrder, StoredRelease,
 };
 use chipbound_session::tls::Identity;
 use chipbound_testkit::Pki;
@@ -136,8 +136,9 @@ async fn one_order(repository: &Books, release: &StoredRelease, log: &Arc<LogSig
     repository.order(BUYER, order).await?;
     repository.delivery(order, seal).await?;
     let (acknowledgement, token) = (vec![13; DOCUMENT], vec![14; DOCUMENT]);
-    let settlement = Settlement { order, account: BUYER, seal, acknowledgement, token, at: NOW, log: log.clone() };
-    repository.settle(settlement, Box::new(|_| Ok(vec![15; DOCUMENT]))).await?;
+    let (shares, log) = (Shares::default(), log.clone());
+    let settlement = Settlement { order, account: BUYER, seal, acknowledgement, token, shares, at: NOW, log };
+    repository.settle(vec![Settling { settlement, receipt: Arc::new(|_| Ok(vec![15; DOCUMENT])) }]).await?;
     Ok(())
 }
 
@@ -146,6 +147,7 @@ fn new_order(order: OrderId, release: &StoredRelease, confirmation: &[u8]) -> Ne
         order,
         account: BUYER,
         manifest: release.manifest,
+        seller: VENDOR,
         processor: KeyId([16; 32]),
         key_mode: KeyMode::Direct,
         price: release.price,
@@ -154,6 +156,7 @@ fn new_order(order: OrderId, release: &StoredRelease, confirmation: &[u8]) -> Ne
         issued_at: NOW,
         expires_at: NOW.after(3600),
         redownload_until: NOW.after(3600),
+        holds: 0,
         receipt: None,
     };
     let idempotency_key = order.order.to_string();

@@ -95,6 +95,11 @@ impl Api {
         self.post(&format!("/v1/orders/{order}/agreement"), &[], &Agreement { confirmation }).await
     }
 
+    /// Gives an order up for which nothing was sealed yet; what is held is given back.
+    pub async fn cancel(&self, order: &OrderId) -> Result<Order> {
+        self.post(&format!("/v1/orders/{order}/cancellation"), &[], &serde_json::json!({})).await
+    }
+
     /// A fresh ticket for one second path.
     pub async fn ticket(&self, order: &OrderId) -> Result<Ticket> {
         self.post(&format!("/v1/orders/{order}/tickets"), &[], &serde_json::json!({})).await

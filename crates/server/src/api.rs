@@ -88,6 +88,11 @@ pub(crate) fn table<R: Repository>() -> Vec<Entry<R>> {
             post(agree::<R>),
         ),
         (
+            row(post_.clone(), "/v1/orders/{order}/cancellation", BUYER, "Give an order up before a package was sealed for it")
+                .answers(Body::json::<Order>()),
+            post(cancel::<R>),
+        ),
+        (
             row(post_.clone(), "/v1/orders/{order}/tickets", BUYER, "A ticket for one second path").answers(Body::json::<Ticket>()),
             post(ticket::<R>),
         ),
@@ -225,6 +230,10 @@ async fn agree<R: Repository>(
     Json(agreement): Json<Agreement>,
 ) -> Answer<Order> {
     Ok(Json(server.agree(&customer, order, &agreement).await?))
+}
+
+async fn cancel<R: Repository>(State(server): Shared<R>, Caller(customer): Caller, Path(order): Path<OrderId>) -> Answer<Order> {
+    Ok(Json(server.cancel(&customer, order).await?))
 }
 
 async fn ticket<R: Repository>(State(server): Shared<R>, Caller(customer): Caller, Path(order): Path<OrderId>) -> Answer<Ticket> {

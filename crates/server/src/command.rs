@@ -6,13 +6,15 @@ use crate::init::{Wishes, init};
 use crate::openapi;
 use crate::rotation::{Which, rotate};
 use crate::run::run;
-use crate::storage::{Accounts, Books, Location};
+use crate::statement;
+use crate::storage::{Accounts, Books, Location, Orders};
 
 use chipbound_host::files::read_private;
 use chipbound_host::{now, process};
 use chipbound_wire::api::AccountRole;
 use chipbound_wire::enrolment::Voucher;
-use chipbound_wire::{Amount, Code, Refusal, Result};
+use chipbound_wire::limits::MAX_TEXT;
+use chipbound_wire::{Amount, Code, OrderId, Refusal, Result, Time};
 use std::io::{BufRead, IsTerminal, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -100,6 +102,55 @@ pub enum AccountCommand {
         /// The amount, such as '12.50 EUR'.
         #[arg(long, value_parser = parse::<Amount>)]
         amount: Amount,
+    },
+    /// Pay out to outside: a vendor from what was earned, a customer from what is free.
+    #[command(
+        after_help = "Example:\n  chipbound account payout --config shop/server.toml --user vera --amount '100 EUR' --note 'transfer 17'"
+    )]
+    Payout {
+        /// The server's configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// The user id.
+        #[arg(long)]
+        user: String,
+        /// The amount, such as '12.50 EUR'.
+        #[arg(long, value_parser = parse::<Amount>)]
+        amount: Amount,
+        /// What statements say of it.
+        #[arg(long, default_value = "", value_parser = note)]
+        note: String,
+    },
+    /// Give the price of a paid order back to its buyer's account; its receipt buys no re-download any more.
+    #[command(after_help = "Example:\n  chipbound account refund --config shop/server.toml --order 7c9e6679f0a34de28b1dd0c1c4e0a9b2")]
+    Refund {
+        /// The server's configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// The order's id.
+        #[arg(long, value_parser = parse::<OrderId>)]
+        order: OrderId,
+        /// What statements say of it.
+        #[arg(long, default_value = "", value_parser = note)]
+        note: String,
+    },
+    /// Show what happened to the money of an account in a time.
+    #[command(
+        after_help = "Example:\n  chipbound account statement --config shop/server.toml --user vera --from 2026-11-01 --until 2026-12-01"
+    )]
+    Statement {
+        /// The server's configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// The user id.
+        #[arg(long)]
+        user: String,
+        /// The first day (UTC), such as 2026-11-01; the beginning if left out.
+        #[arg(long, value_parser = day)]
+        from: Option<Time>,
+        /// The day (UTC) before which it ends; now if left out.
+        #[arg(long, value_parser = day)]
+        until: Option<Time>,
     },
     /// List all accounts and their money.
     #[command(after_help = "Example:\n  chipbound account list --config shop/server.toml")]
@@ -189,17 +240,52 @@ async fn account(command: AccountCommand) -> Result<()> {
             println!("Added {amount} to {user}: {} available, {} held.", balance.available, balance.held);
             repository.close().await;
         }
+        AccountCommand::Payout { config, user, amount, note } => {
+            let repository = books(&config).await?;
+            repository.payout(&user, amount, &note, now()).await?;
+            println!("Paid {amount} out to {user}.");
+            repository.close().await;
+        }
+        AccountCommand::Refund { config, order, note } => {
+            let repository = books(&config).await?;
+            let refunded = repository.refund(order, &note, now()).await?;
+            println!("Order {order} is refunded: {} went back to account {}.", refunded.price, refunded.account);
+            repository.close().await;
+        }
+        AccountCommand::Statement { config, user, from, until } => {
+            let repository = books(&config).await?;
+            let until = until.unwrap_or(now().after(1));
+            let statement = repository.statement(&user, from.unwrap_or(Time(0)), until).await?;
+            print!("{}", statement::text(&user, &statement));
+            repository.close().await;
+        }
         AccountCommand::List { config } => {
             let repository = books(&config).await?;
             for principal in repository.accounts("", u32::MAX).await? {
                 let balances = repository.balances(principal.account).await?;
-                let money = balances.iter().map(|b| format!("{} available, {} held", b.available, b.held)).collect::<Vec<_>>();
+                let mut money: Vec<_> = balances.iter().map(|b| format!("{} available, {} held", b.available, b.held)).collect();
+                money.extend(repository.books_of(principal.account).await?.iter().filter_map(statement::standing));
                 println!("{}  {:<8}  {}  {}", principal.account, principal.role.as_str(), principal.user, money.join("; "));
             }
             repository.close().await;
         }
     }
     Ok(())
+}
+
+/// One line of at most [`MAX_TEXT`] bytes.
+fn note(text: &str) -> std::result::Result<String, String> {
+    match text.len() <= MAX_TEXT && !text.chars().any(char::is_control) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("a note is one line of at most {MAX_TEXT} bytes")),
+    }
+}
+
+/// The beginning of a day, as YYYY-MM-DD, UTC.
+fn day(text: &str) -> std::result::Result<Time, String> {
+    let date: jiff::civil::Date = text.parse().map_err(|e| format!("{text:?} is not a day, YYYY-MM-DD: {e}"))?;
+    let start = date.to_zoned(jiff::tz::TimeZone::UTC).map_err(|e| e.to_string())?;
+    u64::try_from(start.timestamp().as_second()).map(Time).map_err(|_| format!("{text} is before 1970"))
 }
 
 async fn books(config: &Path) -> Result<Books> {

@@ -1,6 +1,6 @@
 //! The configuration, `server.toml`. Unknown fields and values are refused with their line; no field opens a check.
 
-use crate::storage::Location;
+use crate::storage::{Location, Shares};
 use chipbound_host::files::read_private;
 use chipbound_session::server as second_path;
 use chipbound_transport::ServeLimits;
@@ -10,6 +10,7 @@ use chipbound_wire::suite::{Aead, Kem, KeyMode, Suite};
 use chipbound_wire::{Code, Refusal, Result};
 use serde::Deserialize;
 use sqlx::postgres::PgConnectOptions;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
@@ -165,6 +166,11 @@ pub struct Policy {
     pub conditions: String,
     /// The taxes that every price contains.
     pub taxes: Vec<Tax>,
+    /// The house's share of what vendors sell, after taxes, in basis points: 10000 is all of it. What counts is the share at the
+    /// time of the capture.
+    pub house_share: u32,
+    /// The same for single vendors, by user id.
+    pub house_shares: BTreeMap<String, u32>,
     /// Suites, best first.
     #[serde(deserialize_with = "suites")]
     pub suites: Vec<Suite>,
@@ -203,6 +209,8 @@ impl Default for Policy {
             seller: String::new(),
             conditions: "For one processor; the receipt downloads it again.".to_owned(),
             taxes: Vec::new(),
+            house_share: 0,
+            house_shares: BTreeMap::new(),
             suites: vec![
                 suite(Kem::XWing, Aead::Aes256Gcm),
                 suite(Kem::XWing, Aead::ChaCha20Poly1305),
@@ -243,6 +251,9 @@ impl Policy {
             .contains(&0)
         {
             return bad("order_seconds, ticket_seconds, session_seconds, deliveries and deliveries_per_account must be at least 1");
+        }
+        if self.house_shares.values().chain([&self.house_share]).any(|share| *share > Shares::ALL) {
+            return bad("house_share and house_shares are at most 10000 basis points");
         }
         if self.deliveries > 4096 {
             return bad("deliveries is at most 4096, each is a thread");
@@ -359,6 +370,8 @@ mod tests {
             ("key_mode = \"none\"\n", ":5: unknown variant"),
             ("suites = []\n", "at least one"),
             ("deliveries = 0\n", "at least 1"),
+            ("house_share = 10001\n", "basis points"),
+            ("house_shares = { vera = 10001 }\n", "basis points"),
             ("conditions = \"a\\nb\"\n", "one line"),
         ] {
             let refusal = load(&format!("{GOOD}{more}")).expect_err(more);

@@ -48,6 +48,7 @@ impl<R: Repository> Server<R> {
             order: confirmation.order,
             account: customer.account,
             manifest: release.manifest,
+            seller: release.vendor,
             processor: request.processor,
             key_mode,
             price: release.price,
@@ -56,6 +57,7 @@ impl<R: Repository> Server<R> {
             issued_at: confirmation.issued_at,
             expires_at: confirmation.expires_at,
             redownload_until: confirmation.redownload_until,
+            holds: 0,
             receipt: None,
         };
         let new = NewOrder { order, idempotency_key: key.to_owned(), parameters: parameters(request)? };
@@ -81,8 +83,7 @@ impl<R: Repository> Server<R> {
 
     /// An order that ran out is shown so, whether or not its hold was given back yet.
     fn as_of_now(&self, mut order: StoredOrder) -> StoredOrder {
-        let running = matches!(order.state, OrderState::Confirmed | OrderState::Authorised);
-        if running && self.now() > order.expires_at {
+        if order.state.runs_out() && self.now() > order.expires_at {
             order.state = OrderState::Expired;
         }
         order
@@ -91,6 +92,13 @@ impl<R: Repository> Server<R> {
     /// The customer agrees to the confirmation with that digest: the price is held (step 1002, charge authorised).
     pub async fn agree(&self, customer: &Principal, order: OrderId, agreement: &Agreement) -> Result<Order> {
         self.repository.authorise(customer.account, order, agreement.confirmation, self.now()).await.map(shown)
+    }
+
+    /// The customer gives the order up before anything was sealed for it; what is held is given back.
+    pub async fn cancel(&self, customer: &Principal, order: OrderId) -> Result<Order> {
+        let cancelled = self.repository.cancel(customer.account, order, self.now()).await?;
+        tracing::info!(%order, "cancelled");
+        Ok(shown(cancelled))
     }
 
     /// A one-use ticket for one second path (step 1003).

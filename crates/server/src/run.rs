@@ -116,8 +116,9 @@ async fn open(config: &Config) -> Result<(Arc<Server<Books>>, Standing)> {
     let blobs = Blobs::open(&config.blobs())?;
     let server = Server::new(Parts { repository, blobs, keys, trust, kek, policy: config.policy.clone(), clock })?;
     let removed = server.tidy().await?;
+    let recovered = server.recover().await?;
     let expired = server.expire().await?;
-    tracing::info!(removed, expired, "opened");
+    tracing::info!(removed, recovered, expired, "opened");
     Ok((server, standing))
 }
 

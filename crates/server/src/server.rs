@@ -6,6 +6,7 @@ use crate::config::Policy;
 use crate::keys::SharedKeys;
 use crate::packing::Making;
 use crate::places::Places;
+use crate::sequencer::Sequencer;
 use crate::storage::Repository;
 use crate::threads::Threads;
 use chipbound_host::Kek;
@@ -44,6 +45,8 @@ pub struct Server<R> {
     pub(crate) policy: Policy,
     pub(crate) clock: Clock,
     pub(crate) passwords: Passwords,
+    /// Where orders are settled.
+    pub(crate) sequencer: Sequencer<R>,
     /// Common packages that are being made.
     pub(crate) making: Making,
     /// Places for deliveries.
@@ -67,6 +70,7 @@ impl<R: Repository> Server<R> {
         let places = Places::new(policy.deliveries, policy.deliveries_per_account);
         let passwords = Passwords::new()?;
         Ok(Arc::new(Self {
+            sequencer: Sequencer::new(repository.clone()),
             repository,
             blobs,
             keys,

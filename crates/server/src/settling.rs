@@ -3,7 +3,9 @@
 use crate::config::{Policy, Tax};
 use crate::keys::ServerKeys;
 use crate::server::Server;
-use crate::storage::{Delivery, Principal, ReceiptEntry, Repository, Settlement, StoredOrder};
+use crate::storage::{
+    Delivery, MakeReceipt, Principal, ReceiptEntry, Repository, SettledOrder, Settlement, Settling, Shares, StoredOrder, Unsettled,
+};
 use chipbound_sealing::{ReleaseSecret, seal_release};
 use chipbound_session::server::{Expected, verify_acknowledgement};
 use chipbound_wire::api::{Acknowledge, Base64, Order, Receipts, Redownload, Settled};
@@ -15,6 +17,7 @@ use chipbound_wire::random::fresh;
 use chipbound_wire::signed::{read_claims, verify_document};
 use chipbound_wire::{Amount, Code, Digest, OrderId, Refusal, Result, SystemRandom, Time};
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 /// What release secrets are sealed as, at rest.
 pub(crate) const RELEASE_SECRET: &str = "release secret";
@@ -24,7 +27,8 @@ impl<R: Repository> Server<R> {
     /// same bytes on every repeat.
     ///
     /// Refuses an acknowledgement that does not verify (the processor's certificate and its revocation are checked now), or is not
-    /// about a delivery of this order ([`Code::AcknowledgementMismatch`]), and an order that ran out ([`Code::OrderExpired`]).
+    /// about a delivery of this order ([`Code::AcknowledgementMismatch`]), and an order that ran out and cannot be held once more
+    /// ([`Code::OrderExpired`]).
     pub async fn acknowledge(&self, customer: &Principal, order: OrderId, request: &Acknowledge) -> Result<Settled> {
         let now = self.now();
         let order = self.repository.order(customer.account, order).await?;
@@ -38,20 +42,54 @@ impl<R: Repository> Server<R> {
             processor: order.processor,
         };
         verify_acknowledgement(acknowledgement, &self.trust.get(), now, &expected)?;
-        let token = self.release_token(&order, &delivery)?;
+        let settled = self.settle(order, &delivery, acknowledgement.clone(), now).await?;
+        Ok(Settled { receipt: Base64(settled.receipt), token: Base64(settled.token), proof: settled.proof })
+    }
+
+    /// Drives on what a killed server left between an acknowledgement and its capture; returns how many orders were settled. What
+    /// is refused is logged and stays as it is.
+    pub async fn recover(&self) -> Result<usize> {
+        let mut recovered = 0;
+        for Unsettled { order, seal, acknowledgement } in self.repository.unsettled().await? {
+            let id = order.order;
+            let delivery = self.repository.delivery(id, seal).await?;
+            match self.settle(order, &delivery, acknowledgement, self.now()).await {
+                Ok(_) => recovered += 1,
+                Err(refusal) => tracing::error!(order = %id, %refusal, "an acknowledged order could not be settled"),
+            }
+        }
+        Ok(recovered)
+    }
+
+    /// Takes an order whose acknowledgement was verified to its release.
+    async fn settle(&self, order: StoredOrder, delivery: &Delivery, acknowledgement: Vec<u8>, now: Time) -> Result<SettledOrder> {
         let settlement = Settlement {
             order: order.order,
-            account: customer.account,
-            seal: expected.seal,
-            acknowledgement: request.acknowledgement.0.clone(),
-            token,
+            account: order.account,
+            seal: Digest::of(&delivery.seal),
+            acknowledgement,
+            token: self.release_token(&order, delivery)?,
+            shares: self.shares(&order).await?,
             at: now,
             log: self.keys.get().log.clone(),
         };
         let (keys, policy, id) = (self.keys.get(), self.policy.clone(), order.order);
-        let settled = self.repository.settle(settlement, Box::new(move |entry| receipt(&keys, &policy, &order, entry, now))).await?;
+        let receipt: MakeReceipt = Arc::new(move |entry| receipt(&keys, &policy, &order, entry, now));
+        let settled = self.sequencer.settle(Settling { settlement, receipt }).await?;
         tracing::info!(order = %id, "settled");
-        Ok(Settled { receipt: Base64(settled.receipt), token: Base64(settled.token), proof: settled.proof })
+        Ok(settled)
+    }
+
+    /// Who gets what of the order's price.
+    async fn shares(&self, order: &StoredOrder) -> Result<Shares> {
+        let mut house = self.policy.house_share;
+        if !self.policy.house_shares.is_empty()
+            && let Some(user) = self.repository.user_of(order.seller).await?
+        {
+            house = self.policy.house_shares.get(&user).copied().unwrap_or(house);
+        }
+        let tax = tax_lines(&self.policy.taxes, order.price)?.iter().map(|line| line.minor).sum();
+        Ok(Shares { house, tax })
     }
 
     /// The signed token that opens this delivery (step 1010).

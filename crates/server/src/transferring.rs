@@ -2,7 +2,7 @@
 
 use crate::server::Server;
 use crate::storage::{NewTransfer, Principal, Repository, StoredOrder};
-use chipbound_wire::api::{Base64, OrderState, TransferOrder, Transferring};
+use chipbound_wire::api::{Base64, TransferOrder, Transferring};
 use chipbound_wire::documents::{Acknowledgement, Confirmation, Retirement, RetirementRequest, Terms, Transfer};
 use chipbound_wire::signed::{Verified, read_claims, verify_document};
 use chipbound_wire::{Code, KeyId, OrderId, Refusal, Result};
@@ -45,7 +45,7 @@ impl<R: Repository> Server<R> {
     }
 
     fn check_transfer(&self, order: &StoredOrder, to: KeyId) -> Result<()> {
-        if order.state != OrderState::Settled {
+        if !order.state.is_paid() {
             return Err(Refusal::new(Code::OrderState, "only what is bought is transferred; an open order runs out by itself"));
         }
         if self.now() > order.redownload_until {

@@ -339,10 +339,75 @@ pub enum OrderState {
     Confirmed,
     /// Agreed; the price is held.
     Authorised,
-    /// The price is captured; receipt and token are there.
-    Settled,
-    /// Ran out before it was settled; the hold was given back.
+    /// A second path was opened for it.
+    Delivering,
+    /// The processor's acknowledgement is on record.
+    Acknowledged,
+    /// Whoever holds the price is asked to take it.
+    CaptureRequested,
+    /// The price is taken; receipt and token are on record.
+    Captured,
+    /// Receipt and token were given out.
+    Released,
+    /// Given up before anything was sealed; the hold was given back.
+    Cancelled,
+    /// Ran out before it was acknowledged; the hold was given back.
     Expired,
+    /// The price was given back after it had been taken.
+    Refunded,
+}
+
+impl OrderState {
+    /// Every state.
+    pub const ALL: [Self; 10] = [
+        Self::Confirmed,
+        Self::Authorised,
+        Self::Delivering,
+        Self::Acknowledged,
+        Self::CaptureRequested,
+        Self::Captured,
+        Self::Released,
+        Self::Cancelled,
+        Self::Expired,
+        Self::Refunded,
+    ];
+
+    /// The stable text form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Confirmed => "confirmed",
+            Self::Authorised => "authorised",
+            Self::Delivering => "delivering",
+            Self::Acknowledged => "acknowledged",
+            Self::CaptureRequested => "capture-requested",
+            Self::Captured => "captured",
+            Self::Released => "released",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+            Self::Refunded => "refunded",
+        }
+    }
+
+    /// Whether the order runs out by time: nothing of it is acknowledged.
+    #[must_use]
+    pub fn runs_out(self) -> bool {
+        matches!(self, Self::Confirmed | Self::Authorised | Self::Delivering)
+    }
+
+    /// Whether the price was taken and stayed taken.
+    #[must_use]
+    pub fn is_paid(self) -> bool {
+        matches!(self, Self::Captured | Self::Released)
+    }
+}
+
+impl std::str::FromStr for OrderState {
+    type Err = Refusal;
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|s| s.as_str() == text);
+        found.ok_or_else(|| Refusal::new(Code::Malformed, format!("{text:?} is not the state of an order")))
+    }
 }
 
 /// An order.
@@ -355,7 +420,7 @@ pub struct Order {
     pub state: OrderState,
     /// The signed confirmation.
     pub confirmation: Base64,
-    /// The signed receipt, once settled.
+    /// The signed receipt, once the price was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<Base64>,
     /// The signed `transfer` by which it is for the processor that it is for now; none where that is the receipt's.

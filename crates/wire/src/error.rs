@@ -217,6 +217,10 @@ codes! {
     IdempotencyConflict = "idempotency_conflict", Caller, 409, "Use a new idempotency key for a new order.";
     /// The order confirmation or the hold ran out.
     OrderExpired = "order_expired", Caller, 410, "Order again; nothing was charged.";
+    /// The order was cancelled.
+    OrderCancelled = "order_cancelled", Caller, 410, "Order again; nothing was charged.";
+    /// The order's price was given back.
+    OrderRefunded = "order_refunded", Caller, 410, "The price was given back: order again to have the program again.";
     /// The order is not in a state that allows this.
     OrderState = "order_state", Caller, 409, "Look at the order's state and go on from there.";
     /// The ticket is unknown, used or expired.

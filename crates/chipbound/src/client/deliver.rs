@@ -114,18 +114,20 @@ pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
             device.story.step(1002, &format!("agreed: {} held, nothing taken", confirmation.price), json!({ "held": confirmation.price }));
             carry(device, &confirmation, &trust, &errand).await
         }
-        OrderState::Authorised => {
+        OrderState::Authorised | OrderState::Delivering | OrderState::Acknowledged | OrderState::CaptureRequested => {
             device.story.step(1002, &format!("going on with order {}: {} held", confirmation.order, confirmation.price), json!({}));
             carry(device, &confirmation, &trust, &errand).await
         }
         // The last run ended between 1009 and 1011: it is paid, so the receipt buys the rest.
-        OrderState::Settled => {
-            let receipt = order.receipt.ok_or_else(|| Refusal::new(Code::OrderState, "a settled order came without its receipt"))?;
+        OrderState::Captured | OrderState::Released => {
+            let receipt = order.receipt.ok_or_else(|| Refusal::new(Code::OrderState, "a paid order came without its receipt"))?;
             device.home.store_receipt(&confirmation.order, &receipt.0)?;
             device.story.step(1009, &format!("order {} was charged before; its receipt fetches the rest", confirmation.order), json!({}));
             fetch_again(device, &receipt.0, &trust, Errand { paid: true, ..errand }).await
         }
         OrderState::Expired => return Err(Refusal::new(Code::OrderExpired, format!("order {} ran out", confirmation.order))),
+        OrderState::Cancelled => return Err(Refusal::new(Code::OrderCancelled, format!("order {} was cancelled", confirmation.order))),
+        OrderState::Refunded => return Err(Refusal::new(Code::OrderRefunded, format!("order {} was refunded", confirmation.order))),
     }?;
     pending.done()?;
     in_log?;

@@ -64,10 +64,11 @@ pub async fn place(device: &Device<'_>, wish: &Wish, buyer: Buyer, trust: &Trust
     }
 }
 
-/// Whether an order was not settled in its time; its hold, if any, is given back by the server.
+/// Whether an order is over without a charge, or was not acknowledged in its time; its hold, if any, is given back by the server.
 fn ran_out(order: &Order) -> Result<bool> {
     let confirmation: Confirmation = read_claims(&order.confirmation.0)?;
-    Ok(order.state == OrderState::Expired || (order.state != OrderState::Settled && confirmation.expires_at <= now()))
+    let over = matches!(order.state, OrderState::Expired | OrderState::Cancelled | OrderState::Refunded);
+    Ok(over || (order.state.runs_out() && confirmation.expires_at <= now()))
 }
 
 async fn submit(device: &Device<'_>, wish: &Wish, processor: KeyId, pending: &Pending) -> Result<Order> {
@@ -133,7 +134,7 @@ fn names(program: &str, confirmation: &Confirmation) -> bool {
 pub fn verify_again(order: &Order, receipt: &[u8], trust: &Trust) -> Result<(Verified<Confirmation>, bool)> {
     let receipt: Receipt = read_claims(receipt)?;
     let confirmation: Verified<Confirmation> = verify_document(&order.confirmation.0, trust, now())?;
-    if confirmation.order != order.order || order.state == OrderState::Confirmed {
+    if confirmation.order != order.order || !order.state.is_paid() {
         return Err(Refusal::new(Code::OrderMismatch, "the server answers the receipt with another order"));
     }
     if (&confirmation.program, &confirmation.version, confirmation.manifest) != (&receipt.program, &receipt.version, receipt.manifest) {

@@ -62,6 +62,12 @@ pub enum Verb {
     /// Show what there is to buy
     #[command(visible_alias = "catalog", after_help = "Example:\n  chipbound catalogue")]
     Catalogue,
+    /// Give up an order before its program was sent; what is held is given back
+    #[command(after_help = "Example:\n  chipbound cancel 7c9e6679f0a34de28b1dd0c1c4e0a9b2")]
+    Cancel {
+        /// The order's id, as `buy` showed it
+        order: OrderId,
+    },
     /// Show the money of your account
     #[command(after_help = "Example:\n  chipbound balance")]
     Balance,
@@ -159,6 +165,7 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
         Verb::Logout => logout(&home, output).await,
         Verb::Catalogue => catalogue(&home, output).await,
         Verb::Balance => balance(&home, output).await,
+        Verb::Cancel { order } => cancel(&home, output, &order).await,
         Verb::Buy { programs, version, output: target, key_mode, line, max_price, again } => {
             if programs.len() > 1 && (version.is_some() || target.is_some()) {
                 return Err(Refusal::new(Code::Conflict, "a version and a file are of one program: buy it by itself"));
@@ -345,6 +352,13 @@ async fn catalogue(home: &Home, output: &Output) -> Result<()> {
     let rows: Vec<_> = programs.iter().map(row).collect();
     let values: Vec<_> = programs.iter().map(|r| json!(r)).collect();
     output.table(&["NAME", "VERSION", "PRICE", "SIZE", "FORMAT", "ID"], &rows, &values);
+    Ok(())
+}
+
+async fn cancel(home: &Home, output: &Output, order: &OrderId) -> Result<()> {
+    let (_, api) = logged_in(home)?;
+    let cancelled = api.cancel(order).await?;
+    output.result(format!("order {} is cancelled; nothing is held for it", cancelled.order), &json!(cancelled));
     Ok(())
 }
 

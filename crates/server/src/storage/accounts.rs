@@ -2,23 +2,23 @@
 
 use super::books::Books;
 use super::sql::{Row, Tx, all, first, number, signed, values};
-use super::{Accounts, Credentials, NewAccount, Principal, StoredToken, ledger};
-use chipbound_wire::api::{Balance, Scope, TokenInfo};
+use super::{Accounts, BookBalance, Credentials, NewAccount, Principal, Statement, StoredToken, ledger};
+use chipbound_wire::api::{AccountRole, Balance, Scope, TokenInfo};
 use chipbound_wire::{AccountId, Amount, Code, Digest, Refusal, Result, Time};
 
 fn principal(row: &dyn Row) -> Result<Principal> {
     Ok(Principal { account: AccountId(row.id("account")?), user: row.text("user")?, role: row.parsed("role")?, scopes: None })
 }
 
-/// The account of a user; [`Code::NotFound`].
-fn known(tx: &dyn Tx, user: &str) -> Result<AccountId> {
-    let find = r#"SELECT account FROM accounts WHERE "user" = $1"#;
-    let account = first(tx, find, values![user], |row| row.id("account").map(AccountId))?;
-    account.ok_or_else(|| Refusal::new(Code::NotFound, format!("there is no account {user:?}")))
-}
-
 fn scopes(row: &dyn Row) -> Result<Vec<Scope>> {
     row.text("scopes")?.split(' ').map(str::parse).collect()
+}
+
+/// The account of that user id; [`Code::NotFound`].
+fn named(books: &dyn Tx, user: &str) -> Result<Principal> {
+    let find = r#"SELECT account, "user", role FROM accounts WHERE "user" = $1"#;
+    let found = first(books, find, values![user], principal)?;
+    found.ok_or_else(|| Refusal::new(Code::NotFound, format!("there is no account {user:?}")))
 }
 
 /// Locks an account, for what is limited for each account.
@@ -81,7 +81,7 @@ impl Accounts for Books {
     async fn shut_out(&self, user: &str) -> Result<()> {
         let user = user.to_owned();
         let shut_out = move |tx: &dyn Tx| {
-            let account = known(tx, &user)?;
+            let account = named(tx, &user)?.account;
             tx.execute("DELETE FROM sessions WHERE account = $1", values![&account])?;
             tx.execute("DELETE FROM tokens WHERE account = $1", values![&account]).map(drop)
         };
@@ -141,12 +141,38 @@ impl Accounts for Books {
     async fn deposit(&self, user: &str, amount: Amount, at: Time) -> Result<Balance> {
         let user = user.to_owned();
         let deposit = move |tx: &dyn Tx| {
-            let account = known(tx, &user)?;
+            let account = named(tx, &user)?.account;
             lock(tx, &account)?;
             ledger::deposit(tx, account, amount, at)?;
             ledger::balance(tx, account, amount.currency)
         };
         self.write(deposit).await
+    }
+
+    async fn payout(&self, user: &str, amount: Amount, note: &str, at: Time) -> Result<()> {
+        let (user, note) = (user.to_owned(), note.to_owned());
+        let payout = move |tx: &dyn Tx| {
+            let principal = named(tx, &user)?;
+            lock(tx, &principal.account)?;
+            let book = if principal.role == AccountRole::Vendor { "revenue" } else { "funds" };
+            ledger::payout(tx, principal.account, book, amount, &note, at)
+        };
+        self.write(payout).await
+    }
+
+    async fn books_of(&self, account: AccountId) -> Result<Vec<BookBalance>> {
+        self.read(move |books: &dyn Tx| ledger::books_of(books, account)).await
+    }
+
+    async fn statement(&self, user: &str, from: Time, until: Time) -> Result<Statement> {
+        let user = user.to_owned();
+        let query = move |books: &dyn Tx| ledger::statement(books, named(books, &user)?.account, from, until);
+        self.read_long(query).await
+    }
+
+    async fn user_of(&self, account: AccountId) -> Result<Option<String>> {
+        let find = r#"SELECT "user" FROM accounts WHERE account = $1"#;
+        self.read(move |books: &dyn Tx| first(books, find, values![&account], |row| row.text("user"))).await
     }
 
     async fn balances(&self, account: AccountId) -> Result<Vec<Balance>> {

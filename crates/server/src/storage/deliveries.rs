@@ -1,10 +1,13 @@
-//! Deliveries, settlement and receipts.
+//! Deliveries, acknowledgement, capture, receipts.
 
 use super::books::Books;
-use super::sql::{Lock, Row, Tx, all, first, number, signed, unreadable, values};
-use super::{Deliveries, Delivery, MakeReceipt, ReceiptEntry, SettledOrder, Settlement, StoredOrder, ledger, log, orders};
+use super::log::{self, Opened};
+use super::sql::{Row, Tx, all, first, number, signed, unreadable, values};
+use super::states::{refusal, step};
+use super::{Deliveries, Delivery, ReceiptEntry, SettledOrder, Settlement, Settling, StoredOrder, ledger, orders};
 use chipbound_wire::api::OrderState;
 use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, Time};
+use std::collections::HashMap;
 
 /// Receipts in one answer.
 const RECEIPTS: u32 = 256;
@@ -31,6 +34,14 @@ impl Deliveries for Books {
     async fn record_delivery(&self, delivery: &Delivery) -> Result<()> {
         let new = delivery.clone();
         let record = move |tx: &dyn Tx| {
+            let order = orders::locked_of_anybody(tx, new.order)?;
+            match order.state {
+                OrderState::Cancelled | OrderState::Expired | OrderState::Refunded | OrderState::Confirmed => {
+                    return Err(refusal(order.state));
+                }
+                OrderState::Authorised => return Err(Refusal::new(Code::OrderState, "no ticket was shown for the order")),
+                _ => {}
+            }
             tx.execute(
                 "INSERT INTO deliveries (terms_digest, order_id, terms, wrap, kem, sealing_key, release_secret, content_key, seal,
                  seal_digest, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
@@ -59,57 +70,157 @@ impl Deliveries for Books {
         found.ok_or_else(no_such_delivery)
     }
 
-    async fn settle(&self, settlement: Settlement, make: MakeReceipt) -> Result<SettledOrder> {
-        let settle = move |tx: &dyn Tx| {
-            let order = orders::locked(tx, settlement.account, settlement.order)?;
-            let token = keep_token(tx, &settlement)?;
-            let (receipt, proof) = match order.receipt.clone() {
-                Some(receipt) => (receipt, log::proof(tx, order.order)?),
-                None => capture(tx, &order, &settlement, &make)?,
-            };
-            Ok(SettledOrder { receipt, token, proof })
+    async fn acknowledge(&self, settlement: &Settlement) -> Result<StoredOrder> {
+        let settlement = settlement.clone();
+        let acknowledge = move |tx: &dyn Tx| {
+            let mut order = orders::locked(tx, settlement.account, settlement.order)?;
+            kept_token(tx, &settlement)?;
+            acknowledge(tx, &mut order, &settlement)?;
+            Ok(order)
         };
-        self.write(settle).await
+        self.write(acknowledge).await
+    }
+
+    async fn request_capture(&self, order: OrderId, key: &str) -> Result<String> {
+        let key = key.to_owned();
+        let request = move |tx: &dyn Tx| {
+            let mut order = orders::locked_of_anybody(tx, order)?;
+            request_capture(tx, &mut order, &key)
+        };
+        self.write(request).await
+    }
+
+    async fn settle(&self, batch: Vec<Settling>) -> Result<Vec<SettledOrder>> {
+        self.write(move |tx: &dyn Tx| settle_all(tx, &batch)).await
     }
 
     async fn receipts(&self, account: AccountId) -> Result<Vec<Vec<u8>>> {
-        let list = "SELECT receipt FROM receipts WHERE account = $1 ORDER BY number DESC LIMIT $2";
+        let list = "SELECT receipt FROM receipts WHERE account = $1 ORDER BY issued_at DESC, seller, number DESC LIMIT $2";
         self.read_long(move |books: &dyn Tx| all(books, list, values![&account, RECEIPTS], |row| row.bytes("receipt"))).await
     }
 }
 
-/// The token of the acknowledged delivery: the one it has, or else the one of this settlement.
-fn keep_token(tx: &dyn Tx, settlement: &Settlement) -> Result<Vec<u8>> {
-    let (seal, order) = (&settlement.seal, &settlement.order);
-    let find = "SELECT token FROM deliveries WHERE seal_digest = $1 AND order_id = $2";
-    let kept = first(tx, find, values![seal, order], |row| row.optional_bytes("token"))?.ok_or_else(no_such_delivery)?;
-    if let Some(token) = kept {
-        return Ok(token);
+/// The receipts of a batch on their way into the log.
+#[derive(Default)]
+struct Entered {
+    log: Option<Opened>,
+    orders: Vec<OrderId>,
+}
+
+/// Takes each order to its release, and enters all receipts in the log under one checkpoint. Orders are locked in one order everywhere
+/// and before the log, the log before a seller's numbers: two servers never wait for each other.
+fn settle_all(tx: &dyn Tx, batch: &[Settling]) -> Result<Vec<SettledOrder>> {
+    let mut orders: Vec<_> = batch.iter().map(|settling| settling.settlement.order).collect();
+    orders.sort_unstable();
+    orders.iter().try_for_each(|order| orders::lock(tx, *order))?;
+    let mut entered = Entered::default();
+    let mut settled = batch.iter().map(|settling| settle_one(tx, settling, &mut entered)).collect::<Result<Vec<_>>>()?;
+    let proofs = match (entered.log, batch.last()) {
+        (Some(log), Some(Settling { settlement, .. })) => log.close(tx, &settlement.log, settlement.at)?,
+        _ => Vec::new(),
+    };
+    let proofs: HashMap<_, _> = entered.orders.into_iter().zip(proofs).collect();
+    for (settled, Settling { settlement, .. }) in settled.iter_mut().zip(batch) {
+        settled.proof = match proofs.get(&settlement.order) {
+            Some(proof) => Some(proof.clone()),
+            None => log::proof(tx, settlement.order)?,
+        };
     }
+    Ok(settled)
+}
+
+/// The way from wherever the order stands to its release.
+fn settle_one(tx: &dyn Tx, settling: &Settling, entered: &mut Entered) -> Result<SettledOrder> {
+    let settlement = &settling.settlement;
+    let mut order = orders::owned(tx, settlement.account, settlement.order)?;
+    let token = kept_token(tx, settlement)?;
+    if !order.state.is_paid() {
+        acknowledge(tx, &mut order, settlement)?;
+        request_capture(tx, &mut order, &settlement.capture_key())?;
+        capture(tx, &mut order, settling, entered)?;
+    }
+    let token = match token {
+        Some(token) => token,
+        None => keep_token(tx, settlement)?,
+    };
+    if order.state == OrderState::Captured {
+        step(&mut order, OrderState::Released)?;
+        orders::save(tx, &order)?;
+    }
+    Ok(SettledOrder { receipt: order.receipt.ok_or_else(unreadable)?, token, proof: None })
+}
+
+/// The token that the acknowledged delivery has already, if it has one.
+fn kept_token(tx: &dyn Tx, settlement: &Settlement) -> Result<Option<Vec<u8>>> {
+    let find = "SELECT token FROM deliveries WHERE seal_digest = $1 AND order_id = $2";
+    let found = first(tx, find, values![&settlement.seal, &settlement.order], |row| row.optional_bytes("token"))?;
+    found.ok_or_else(no_such_delivery)
+}
+
+fn keep_token(tx: &dyn Tx, settlement: &Settlement) -> Result<Vec<u8>> {
     let keep = "UPDATE deliveries SET token = $1, acknowledgement = $2 WHERE seal_digest = $3";
-    tx.execute(keep, values![&settlement.token, &settlement.acknowledgement, seal])?;
+    tx.execute(keep, values![&settlement.token, &settlement.acknowledgement, &settlement.seal])?;
     Ok(settlement.token.clone())
 }
 
-/// Captures the price, once, and keeps the receipt that says so, numbered and entered in the log; returns it with its proof.
-fn capture(tx: &dyn Tx, order: &StoredOrder, settlement: &Settlement, make: &MakeReceipt) -> Result<(Vec<u8>, Option<String>)> {
-    let at = settlement.at;
-    orders::check_running(order, at)?;
-    if order.state != OrderState::Authorised {
-        return Err(Refusal::new(Code::OrderState, "the order was not agreed to: nothing is held for it"));
+/// Step 1008 on record. What ran out is held once more, within one more term of the order.
+fn acknowledge(tx: &dyn Tx, order: &mut StoredOrder, settlement: &Settlement) -> Result<()> {
+    if matches!(order.state, OrderState::Acknowledged | OrderState::CaptureRequested) || order.state.is_paid() {
+        return Ok(()); // It was acknowledged before.
     }
-    let vendor = first(tx, "SELECT vendor FROM releases WHERE manifest = $1", values![&order.manifest], |row| row.id("vendor"))?;
-    let vendor = AccountId(vendor.ok_or_else(unreadable)?);
-    let entry = ledger::capture(tx, order.account, vendor, order.order, order.price, at)?;
-    tx.alone(Lock::Numbering)?;
-    let next = number(tx, "SELECT coalesce(max(number), 0) + 1 AS n FROM receipts", &[])?;
-    let mut log = log::open(tx)?;
-    let index = log.next();
-    let receipt = make(&ReceiptEntry { number: next, payment: format!("entry-{entry}"), seller: vendor, index })?;
-    let insert = "INSERT INTO receipts (number, order_id, account, receipt, log_index) VALUES ($1, $2, $3, $4, $5)";
-    tx.execute(insert, values![signed(next)?, &order.order, &order.account, &receipt, signed(index)?])?;
+    let late = settlement.at > order.expires_at;
+    if late && settlement.at.0 - order.expires_at.0 > order.expires_at.0.saturating_sub(order.issued_at.0) {
+        return Err(refusal(OrderState::Expired));
+    }
+    let expired = order.state == OrderState::Expired;
+    step(order, OrderState::Acknowledged)?;
+    if expired {
+        orders::hold(tx, order, settlement.at).map_err(|refused| match refused.code {
+            Code::InsufficientFunds => Refusal::new(Code::OrderExpired, format!("the order ran out, and {}", refused.detail)),
+            _ => refused,
+        })?;
+    }
+    let keep = "UPDATE orders SET state = $1, holds = $2, seal_digest = $3, acknowledgement = $4 WHERE order_id = $5";
+    let values = values![order.state.as_str(), signed(order.holds)?, &settlement.seal, &settlement.acknowledgement, &order.order];
+    tx.execute(keep, values).map(drop)
+}
+
+/// Writes down under which key the price is asked for, before anybody is asked; returns the key that counts.
+fn request_capture(tx: &dyn Tx, order: &mut StoredOrder, key: &str) -> Result<String> {
+    if order.state == OrderState::CaptureRequested {
+        let kept = first(tx, "SELECT capture_key FROM orders WHERE order_id = $1", values![&order.order], |row| row.text("capture_key"))?;
+        return kept.ok_or_else(unreadable);
+    }
+    step(order, OrderState::CaptureRequested)?;
+    let keep = "UPDATE orders SET state = $1, capture_key = $2 WHERE order_id = $3";
+    tx.execute(keep, values![order.state.as_str(), key, &order.order])?;
+    Ok(key.to_owned())
+}
+
+/// Takes the price, once: the ledger's entry, the number, the receipt that says so, and its place in the log.
+fn capture(tx: &dyn Tx, order: &mut StoredOrder, settling: &Settling, entered: &mut Entered) -> Result<()> {
+    let at = settling.settlement.at;
+    step(order, OrderState::Captured)?;
+    let entry = ledger::capture(tx, order, &settling.settlement.shares, at)?;
+    let log = match &mut entered.log {
+        Some(log) => log,
+        none => none.insert(log::open(tx)?),
+    };
+    let (number, index) = (next_number(tx, &order.seller)?, log.next());
+    let receipt = (settling.receipt)(&ReceiptEntry { number, payment: format!("entry-{entry}"), seller: order.seller, index })?;
+    let insert = "INSERT INTO receipts (seller, number, order_id, account, receipt, issued_at, log_index)
+                  VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    let values = values![&order.seller, signed(number)?, &order.order, &order.account, &receipt, signed(at.0)?, signed(index)?];
+    tx.execute(insert, values)?;
     log.enter(&receipt);
-    let proof = log.close(tx, &settlement.log, at)?.pop();
-    orders::set_state(tx, order.order, OrderState::Settled)?;
-    Ok((receipt, proof))
+    entered.orders.push(order.order);
+    order.receipt = Some(receipt);
+    orders::save(tx, order)
+}
+
+/// The seller's next receipt number. Whoever takes one holds the seller's row until the transaction ends, so that there are no gaps.
+fn next_number(tx: &dyn Tx, seller: &AccountId) -> Result<u64> {
+    let count = "INSERT INTO sellers (seller, receipts) VALUES ($1, 1) ON CONFLICT (seller) DO UPDATE SET receipts = sellers.receipts + 1
+                 RETURNING receipts AS n";
+    number(tx, count, values![seller])
 }

@@ -1,7 +1,8 @@
 //! The ledger: double entry, append only. Whether an entry sums to zero and leaves no customer below zero is decided by the
 //! database's own triggers (`migrations/`), which also keep what the postings of a book come to.
 
-use super::sql::{Tx, all, signed, unreadable, values};
+use super::sql::{Row, Tx, all, first, signed, unreadable, values};
+use super::{BookBalance, Shares, Statement, StatementLine, StoredOrder};
 use chipbound_wire::api::Balance;
 use chipbound_wire::{AccountId, Amount, Code, Currency, OrderId, Refusal, Result, Time};
 
@@ -12,6 +13,10 @@ struct Posting {
     minor: i64,
 }
 
+fn posting(book: &'static str, account: AccountId, minor: i64) -> Posting {
+    Posting { book, account, minor }
+}
+
 /// Money from outside to the account's funds.
 pub(super) fn deposit(tx: &dyn Tx, account: AccountId, amount: Amount, at: Time) -> Result<()> {
     let minor = signed(amount.minor)?;
@@ -19,12 +24,13 @@ pub(super) fn deposit(tx: &dyn Tx, account: AccountId, amount: Amount, at: Time)
     if held_and_free.available.minor.saturating_add(held_and_free.held.minor).saturating_add(amount.minor) > Amount::MAX_MINOR {
         return Err(Refusal::new(Code::TooLarge, "the balance would be larger than the largest amount"));
     }
-    let postings = [Posting { book: "deposits", account, minor: -minor }, Posting { book: "funds", account, minor }];
-    enter(tx, "deposit", None, amount.currency, &postings, at).map(drop)
+    let postings = [posting("deposits", account, -minor), posting("funds", account, minor)];
+    enter(tx, &Entry { kind: "deposit", order: None, round: 0, note: "", at }, amount.currency, &postings).map(drop)
 }
 
-/// From the customer's funds to what is held for the order; [`Code::InsufficientFunds`].
-pub(super) fn hold(tx: &dyn Tx, customer: AccountId, order: OrderId, price: Amount, at: Time) -> Result<()> {
+/// From the customer's funds to what is held for the order, in the round that the order counts; [`Code::InsufficientFunds`].
+pub(super) fn hold(tx: &dyn Tx, order: &StoredOrder, at: Time) -> Result<()> {
+    let (customer, price) = (order.account, order.price);
     let funds = "SELECT minor FROM balances WHERE account = $1 AND book = 'funds' AND currency = $2 FOR UPDATE";
     tx.lock(funds, values![&customer, price.currency.as_str()])?;
     let available = balance(tx, customer, price.currency)?.available;
@@ -32,34 +38,93 @@ pub(super) fn hold(tx: &dyn Tx, customer: AccountId, order: OrderId, price: Amou
         return Err(Refusal::new(Code::InsufficientFunds, format!("the price is {price}, the balance {available}")));
     }
     let minor = signed(price.minor)?;
-    let postings = [Posting { book: "funds", account: customer, minor: -minor }, Posting { book: "held", account: customer, minor }];
-    enter(tx, "hold", Some(order), price.currency, &postings, at).map(drop)
-}
-
-/// From what is held for the order to the vendor's revenue; returns the entry's number.
-pub(super) fn capture(tx: &dyn Tx, customer: AccountId, vendor: AccountId, order: OrderId, price: Amount, at: Time) -> Result<u64> {
-    let minor = signed(price.minor)?;
-    let postings = [Posting { book: "held", account: customer, minor: -minor }, Posting { book: "revenue", account: vendor, minor }];
-    enter(tx, "capture", Some(order), price.currency, &postings, at)
+    let postings = [posting("funds", customer, -minor), posting("held", customer, minor)];
+    enter(tx, &Entry::of(order, "hold", at), price.currency, &postings).map(drop)
 }
 
 /// What is held for the order back to the customer's funds.
-pub(super) fn release(tx: &dyn Tx, customer: AccountId, order: OrderId, price: Amount, at: Time) -> Result<()> {
-    let minor = signed(price.minor)?;
-    let postings = [Posting { book: "held", account: customer, minor: -minor }, Posting { book: "funds", account: customer, minor }];
-    enter(tx, "release", Some(order), price.currency, &postings, at).map(drop)
+pub(super) fn release(tx: &dyn Tx, order: &StoredOrder, at: Time) -> Result<()> {
+    let minor = signed(order.price.minor)?;
+    let postings = [posting("held", order.account, -minor), posting("funds", order.account, minor)];
+    enter(tx, &Entry::of(order, "release", at), order.price.currency, &postings).map(drop)
 }
 
-/// Writes the postings, then the entry over them.
-fn enter(tx: &dyn Tx, kind: &str, order: Option<OrderId>, currency: Currency, postings: &[Posting], at: Time) -> Result<u64> {
-    let entry = tx.next_entry()?;
-    for posting in postings {
-        let insert = "INSERT INTO postings (entry, book, account, currency, minor) VALUES ($1, $2, $3, $4, $5)";
-        tx.execute(insert, values![entry, posting.book, &posting.account, currency.as_str(), posting.minor])?;
+/// From what is held for the order to taxes, the house's share and the vendor's revenue; returns the entry's number.
+pub(super) fn capture(tx: &dyn Tx, order: &StoredOrder, shares: &Shares, at: Time) -> Result<u64> {
+    let minor = |amount: u64| signed(amount);
+    let parts = shares.of(order.price.minor)?;
+    let postings = [
+        posting("held", order.account, -minor(order.price.minor)?),
+        posting("revenue", order.seller, minor(parts.revenue)?),
+        posting("fees", order.seller, minor(parts.fee)?),
+        posting("tax", order.seller, minor(parts.tax)?),
+    ];
+    enter(tx, &Entry::of(order, "capture", at), order.price.currency, &postings)
+}
+
+/// What was captured for the order back to the customer's funds, from wherever it went.
+pub(super) fn refund(tx: &dyn Tx, order: &StoredOrder, note: &str, at: Time) -> Result<()> {
+    let captured =
+        "SELECT p.book, p.account, p.minor FROM postings p JOIN entries e USING (entry) WHERE e.order_id = $1 AND e.kind = 'capture'";
+    let mut postings = all(tx, captured, values![&order.order], |row| {
+        let book = match row.text("book")?.as_str() {
+            "held" => "funds",
+            "revenue" => "revenue",
+            "fees" => "fees",
+            "tax" => "tax",
+            _ => return Err(unreadable()),
+        };
+        Ok(posting(book, AccountId(row.id("account")?), -row.integer("minor")?))
+    })?;
+    postings.sort_by_key(|posting| (posting.book, posting.account));
+    enter(tx, &Entry { round: 0, note, ..Entry::of(order, "refund", at) }, order.price.currency, &postings).map(drop)
+}
+
+/// Money of an account's book to outside; [`Code::InsufficientFunds`].
+pub(super) fn payout(tx: &dyn Tx, account: AccountId, book: &'static str, amount: Amount, note: &str, at: Time) -> Result<()> {
+    let (currency, wanted) = (amount.currency, signed(amount.minor)?);
+    tx.lock(
+        "SELECT minor FROM balances WHERE account = $1 AND book = $2 AND currency = $3 FOR UPDATE",
+        values![&account, book, currency.as_str()],
+    )?;
+    let there = "SELECT minor FROM balances WHERE account = $1 AND book = $2 AND currency = $3";
+    let there = first(tx, there, values![&account, book, currency.as_str()], |row| row.integer("minor"))?.unwrap_or(0);
+    if there < wanted {
+        let there = Amount { minor: u64::try_from(there).unwrap_or(0), currency };
+        return Err(Refusal::new(Code::InsufficientFunds, format!("{amount} are to be paid out, and {there} are there")));
     }
-    let insert = "INSERT INTO entries (entry, kind, order_id, at) VALUES ($1, $2, $3, $4)";
-    tx.execute(insert, values![entry, kind, order.as_ref(), signed(at.0)?])?;
-    u64::try_from(entry).map_err(|_| unreadable())
+    let postings = [posting(book, account, -wanted), posting("deposits", account, wanted)];
+    enter(tx, &Entry { kind: "payout", order: None, round: 0, note, at }, currency, &postings).map(drop)
+}
+
+/// What an entry says besides its postings.
+struct Entry<'a> {
+    kind: &'static str,
+    order: Option<OrderId>,
+    /// Which hold of the order it is or ends; 0 for what is none of these.
+    round: u64,
+    note: &'a str,
+    at: Time,
+}
+
+impl Entry<'static> {
+    fn of(order: &StoredOrder, kind: &'static str, at: Time) -> Self {
+        Self { kind, order: Some(order.order), round: order.holds, note: "", at }
+    }
+}
+
+/// Writes the postings, then the entry over them; returns its number. Postings of nothing are left out, but for the first two: an
+/// entry over a price of zero has some.
+fn enter(tx: &dyn Tx, entry: &Entry<'_>, currency: Currency, postings: &[Posting]) -> Result<u64> {
+    let number = tx.next_entry()?;
+    for posting in postings.iter().enumerate().filter(|(n, posting)| *n < 2 || posting.minor != 0).map(|(_, posting)| posting) {
+        let insert = "INSERT INTO postings (entry, book, account, currency, minor) VALUES ($1, $2, $3, $4, $5)";
+        tx.execute(insert, values![number, posting.book, &posting.account, currency.as_str(), posting.minor])?;
+    }
+    let insert = "INSERT INTO entries (entry, kind, order_id, round, at, note) VALUES ($1, $2, $3, $4, $5, $6)";
+    let Entry { kind, order, round, note, at } = entry;
+    tx.execute(insert, values![number, *kind, order.as_ref(), signed(*round)?, signed(at.0)?, *note])?;
+    u64::try_from(number).map_err(|_| unreadable())
 }
 
 /// The account's money, by currency.
@@ -79,4 +144,42 @@ pub(super) fn balance(books: &dyn Tx, account: AccountId, currency: Currency) ->
     let nothing = Amount { minor: 0, currency };
     let all = balances(books, account)?;
     Ok(all.into_iter().find(|b| b.available.currency == currency).unwrap_or(Balance { available: nothing, held: nothing }))
+}
+
+/// Lines of one statement.
+const STATEMENT: u32 = 100_000;
+
+/// What stands in each book of an account.
+pub(super) fn books_of(books: &dyn Tx, account: AccountId) -> Result<Vec<BookBalance>> {
+    let list = "SELECT book, currency, minor FROM balances WHERE account = $1 ORDER BY currency, book";
+    all(books, list, values![&account], book_balance)
+}
+
+fn book_balance(row: &dyn Row) -> Result<BookBalance> {
+    Ok(BookBalance { book: row.text("book")?, currency: row.parsed("currency")?, minor: row.integer("minor")? })
+}
+
+/// Every posting of an account with `from` ≤ time < `until`, and what its books came to before.
+pub(super) fn statement(books: &dyn Tx, account: AccountId, from: Time, until: Time) -> Result<Statement> {
+    let before = "SELECT p.book, p.currency, CAST(sum(p.minor) AS BIGINT) AS minor FROM postings p JOIN entries e USING (entry)
+                  WHERE p.account = $1 AND e.at < $2 GROUP BY p.book, p.currency ORDER BY p.currency, p.book";
+    let opening = all(books, before, values![&account, signed(from.0)?], book_balance)?;
+    let within =
+        "SELECT e.entry, e.at, e.kind, e.order_id, e.note, p.book, p.currency, p.minor FROM postings p JOIN entries e USING (entry)
+                  WHERE p.account = $1 AND e.at >= $2 AND e.at < $3 ORDER BY e.entry, p.book LIMIT $4";
+    let lines = all(books, within, values![&account, signed(from.0)?, signed(until.0)?, STATEMENT + 1], |row| {
+        let order = row.optional_bytes("order_id")?;
+        Ok(StatementLine {
+            entry: row.number("entry")?,
+            at: Time(row.number("at")?),
+            kind: row.text("kind")?,
+            order: order.map(|o| OrderId::from_slice(&o)).transpose().map_err(|_| unreadable())?,
+            note: row.text("note")?,
+            change: book_balance(row)?,
+        })
+    })?;
+    if lines.len() > STATEMENT as usize {
+        return Err(Refusal::new(Code::TooLarge, format!("the statement has more than {STATEMENT} lines: ask for a shorter period")));
+    }
+    Ok(Statement { opening, lines })
 }

@@ -14,24 +14,27 @@ mod log;
 mod orders;
 mod parcels;
 mod releases;
+mod shares;
 mod sql;
+mod states;
 #[cfg(test)]
 mod tests;
 mod transfers;
 
 pub use books::{Books, Location};
+pub use shares::{Parts, Shares};
 
 use crate::log_key::LogSigner;
 use chipbound_session::Roots;
 use chipbound_wire::api::{AccountRole, Balance, OrderState, Scope, TokenInfo};
 use chipbound_wire::suite::{Aead, Kem, KeyMode};
 use chipbound_wire::tlog::Tile;
-use chipbound_wire::{AccountId, Amount, Digest, KeyId, OrderId, ProgramId, Result, Time};
+use chipbound_wire::{AccountId, Amount, Currency, Digest, KeyId, OrderId, ProgramId, Result, Time};
 use std::future::Future;
 use std::sync::Arc;
 
 /// Everything that the server keeps. Every method can fail with [`chipbound_wire::Code::Database`].
-pub trait Repository: Accounts + Releases + Orders + Deliveries + Parcels + Transfers + Log + Send + Sync + 'static {}
+pub trait Repository: Accounts + Releases + Orders + Deliveries + Parcels + Transfers + Log + Clone + Send + Sync + 'static {}
 
 /// An account as it is made.
 #[derive(Clone)]
@@ -107,8 +110,54 @@ pub trait Accounts {
     fn token(&self, token: Digest, now: Time) -> impl Future<Output = Result<Option<Principal>>> + Send;
     /// Adds money from outside to a user's funds; an unknown user is [`chipbound_wire::Code::NotFound`].
     fn deposit(&self, user: &str, amount: Amount, at: Time) -> impl Future<Output = Result<Balance>> + Send;
+    /// Pays out to outside: a vendor from revenue, anybody else from funds. [`chipbound_wire::Code::InsufficientFunds`].
+    fn payout(&self, user: &str, amount: Amount, note: &str, at: Time) -> impl Future<Output = Result<()>> + Send;
+    /// What stands in each book of an account.
+    fn books_of(&self, account: AccountId) -> impl Future<Output = Result<Vec<BookBalance>>> + Send;
+    /// What happened to a user's money with `from` ≤ time < `until`; an unknown user is [`chipbound_wire::Code::NotFound`], more than
+    /// 100,000 lines are [`chipbound_wire::Code::TooLarge`].
+    fn statement(&self, user: &str, from: Time, until: Time) -> impl Future<Output = Result<Statement>> + Send;
+    /// The user id of an account.
+    fn user_of(&self, account: AccountId) -> impl Future<Output = Result<Option<String>>> + Send;
     /// The account's money, by currency.
     fn balances(&self, account: AccountId) -> impl Future<Output = Result<Vec<Balance>>> + Send;
+}
+
+/// What stands in one book of an account.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BookBalance {
+    /// The book: deposits, card, funds, held, revenue, tax or fees.
+    pub book: String,
+    /// The currency.
+    pub currency: Currency,
+    /// Minor units of it.
+    pub minor: i64,
+}
+
+/// What happened to an account's money in a time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Statement {
+    /// What its books came to before.
+    pub opening: Vec<BookBalance>,
+    /// Every change, in the order of the entries.
+    pub lines: Vec<StatementLine>,
+}
+
+/// One posting.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StatementLine {
+    /// The entry's number.
+    pub entry: u64,
+    /// When.
+    pub at: Time,
+    /// What kind of entry: deposit, payout, hold, release, capture or refund.
+    pub kind: String,
+    /// The order that it is for.
+    pub order: Option<OrderId>,
+    /// What the operator noted.
+    pub note: String,
+    /// The book, and by how much it changed.
+    pub change: BookBalance,
 }
 
 /// A release whose plaintext is on its way.
@@ -238,6 +287,8 @@ pub struct StoredOrder {
     pub account: AccountId,
     /// The release, by the digest of its signed manifest.
     pub manifest: Digest,
+    /// The vendor's account, which earns the price.
+    pub seller: AccountId,
     /// The processor it is for.
     pub processor: KeyId,
     /// How the content key will relate to the processor.
@@ -250,12 +301,25 @@ pub struct StoredOrder {
     pub confirmation: Vec<u8>,
     /// When it was made.
     pub issued_at: Time,
-    /// Until when it can be agreed to, delivered and settled.
+    /// Until when it can be agreed to, delivered and acknowledged.
     pub expires_at: Time,
     /// Until when its receipt buys a re-download.
     pub redownload_until: Time,
-    /// The signed receipt, once settled.
+    /// How often the price was held.
+    pub holds: u64,
+    /// The signed receipt, once the price was taken.
     pub receipt: Option<Vec<u8>>,
+}
+
+/// An order that was acknowledged, and whose price was not taken yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unsettled {
+    /// The order.
+    pub order: StoredOrder,
+    /// Digest of the acknowledged seal.
+    pub seal: Digest,
+    /// The signed acknowledgement.
+    pub acknowledgement: Vec<u8>,
 }
 
 /// A ticket as it is issued.
@@ -281,7 +345,7 @@ pub trait Orders {
     fn order(&self, account: AccountId, order: OrderId) -> impl Future<Output = Result<StoredOrder>> + Send;
     /// The account's orders, newest first, older than the one that is named by its time of issue and id; at most `most`.
     fn orders(&self, account: AccountId, before: (Time, OrderId), most: u32) -> impl Future<Output = Result<Vec<StoredOrder>>> + Send;
-    /// Holds the price of an order whose signed confirmation has the digest `confirmation`. An order that is held or settled
+    /// Holds the price of an order whose signed confirmation has the digest `confirmation`. An order that was agreed to
     /// already is returned as it is. Refuses [`chipbound_wire::Code::TermsMismatch`], [`chipbound_wire::Code::OrderExpired`],
     /// [`chipbound_wire::Code::InsufficientFunds`].
     fn authorise(
@@ -291,17 +355,25 @@ pub trait Orders {
         confirmation: Digest,
         now: Time,
     ) -> impl Future<Output = Result<StoredOrder>> + Send;
-    /// Remembers a ticket for an order that is held, or settled and re-admitted; at most `most` at once, beyond them
+    /// Gives up an order for which nothing was sealed yet, and gives back what is held for it; one that is cancelled already is
+    /// returned as it is. Anything else is refused with the code of its state.
+    fn cancel(&self, account: AccountId, order: OrderId, now: Time) -> impl Future<Output = Result<StoredOrder>> + Send;
+    /// Remembers a ticket for an order that is held, or paid and re-admitted; at most `most` at once, beyond them
     /// [`chipbound_wire::Code::RateLimited`].
     fn issue_ticket(&self, ticket: &NewTicket, now: Time, most: u32) -> impl Future<Output = Result<()>> + Send;
-    /// Uses a ticket up, once, and returns its order. `account` is who shows it, where that is known. Anything but a good ticket
+    /// Uses a ticket up, once, and returns its order, which is being delivered from now on. `account` is who shows it, where that is known. Anything but a good ticket
     /// is [`chipbound_wire::Code::TicketInvalid`] and leaves every ticket as it was.
     fn redeem_ticket(&self, ticket: Digest, account: Option<AccountId>, now: Time) -> impl Future<Output = Result<StoredOrder>> + Send;
-    /// Lets tickets be issued for a settled order until `until`, whose receipt is `receipt` byte for byte;
+    /// Lets tickets be issued for a paid order until `until`, whose receipt is `receipt` byte for byte;
     /// [`chipbound_wire::Code::ReceiptMismatch`] otherwise.
     fn readmit(&self, account: AccountId, order: OrderId, receipt: &[u8], until: Time) -> impl Future<Output = Result<StoredOrder>> + Send;
     /// Gives back the holds of orders that ran out, and forgets tickets, sessions and uploads that did; returns how many orders.
     fn expire(&self, now: Time) -> impl Future<Output = Result<u64>> + Send;
+    /// Gives the price of a paid order, whosever it is, back to its buyer's funds; one that was refunded already is returned as it
+    /// is. Anything else is refused with the code of its state.
+    fn refund(&self, order: OrderId, note: &str, at: Time) -> impl Future<Output = Result<StoredOrder>> + Send;
+    /// Orders that are acknowledged or whose capture was requested, the first 1,000 by id.
+    fn unsettled(&self) -> impl Future<Output = Result<Vec<Unsettled>>> + Send;
 }
 
 /// A package that was sent whole.
@@ -407,6 +479,7 @@ pub trait Transfers {
 }
 
 /// What settles an order.
+#[derive(Clone)]
 pub struct Settlement {
     /// The order.
     pub order: OrderId,
@@ -418,16 +491,35 @@ pub struct Settlement {
     pub acknowledgement: Vec<u8>,
     /// The signed release token of the delivery.
     pub token: Vec<u8>,
+    /// Who gets what of the price.
+    pub shares: Shares,
     /// When.
     pub at: Time,
     /// Signs the log in which the receipt is entered.
     pub log: Arc<LogSigner>,
 }
 
+impl Settlement {
+    /// The key under which whoever holds the price is asked to take it: one for each order, so that it is taken once.
+    #[must_use]
+    pub fn capture_key(&self) -> String {
+        format!("capture-{}", self.order)
+    }
+}
+
+/// A settlement, and how its receipt is made.
+#[derive(Clone)]
+pub struct Settling {
+    /// The settlement.
+    pub settlement: Settlement,
+    /// Makes the receipt.
+    pub receipt: MakeReceipt,
+}
+
 /// What a receipt says that only the books know.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ReceiptEntry {
-    /// The number of the receipt; they have no gaps.
+    /// The number of the receipt; those of a seller have no gaps.
     pub number: u64,
     /// The ledger entry that captures the price.
     pub payment: String,
@@ -448,18 +540,27 @@ pub struct SettledOrder {
     pub proof: Option<String>,
 }
 
-/// Makes the signed receipt inside the transaction that captures.
-pub type MakeReceipt = Box<dyn Fn(&ReceiptEntry) -> Result<Vec<u8>> + Send>;
+/// Makes the signed receipt inside the transaction that captures, which may be run again.
+pub type MakeReceipt = Arc<dyn Fn(&ReceiptEntry) -> Result<Vec<u8>> + Send + Sync>;
 
 /// Deliveries, settlement and receipts.
 pub trait Deliveries {
-    /// Keeps a delivery, before its seal leaves the server.
+    /// Keeps a delivery, before its seal leaves the server. An order that ended meanwhile is refused with the code of its state.
     fn record_delivery(&self, delivery: &Delivery) -> impl Future<Output = Result<()>> + Send;
     /// The delivery of that order with that seal; [`chipbound_wire::Code::AcknowledgementMismatch`] otherwise.
     fn delivery(&self, order: OrderId, seal: Digest) -> impl Future<Output = Result<Delivery>> + Send;
-    /// Captures the price, numbers and keeps the receipt and keeps the token, all or nothing. An order that is settled already is
-    /// charged nothing and returns the receipt it has; a delivery that has a token already returns that one.
-    fn settle(&self, settlement: Settlement, receipt: MakeReceipt) -> impl Future<Output = Result<SettledOrder>> + Send;
+    /// Keeps the processor's acknowledgement of a delivery that was sent for the order; one that was acknowledged before is returned
+    /// as it is. What ran out less than one term of the order ago is held once more, and refused with
+    /// [`chipbound_wire::Code::OrderExpired`] where the funds do not cover it, or later.
+    fn acknowledge(&self, settlement: &Settlement) -> impl Future<Output = Result<StoredOrder>> + Send;
+    /// Keeps the key under which whoever holds the price of an acknowledged order is asked to take it, before he is asked; returns
+    /// the key that was kept first.
+    fn request_capture(&self, order: OrderId, key: &str) -> impl Future<Output = Result<String>> + Send;
+    /// Takes each order from wherever it stands to its release, all or nothing: acknowledged, capture requested, captured with ledger
+    /// entry, receipt and token, released. An order that is paid already is charged nothing and returns the receipt it has; a
+    /// delivery that has a token already returns that one. Where the price is held outside of these books, its holder
+    /// confirmed before that it was taken.
+    fn settle(&self, batch: Vec<Settling>) -> impl Future<Output = Result<Vec<SettledOrder>>> + Send;
     /// The account's newest 256 receipts, newest first.
     fn receipts(&self, account: AccountId) -> impl Future<Output = Result<Vec<Vec<u8>>>> + Send;
 }

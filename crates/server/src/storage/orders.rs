@@ -1,8 +1,9 @@
 //! Orders, holds and tickets.
 
 use super::books::Books;
-use super::sql::{Row, Tx, all, first, number, signed, unreadable, values};
-use super::{NewOrder, NewTicket, Orders, StoredOrder, accounts, ledger};
+use super::sql::{Row, Tx, all, first, number, signed, values};
+use super::states::{refusal, step};
+use super::{NewOrder, NewTicket, Orders, StoredOrder, Unsettled, accounts, ledger};
 use chipbound_wire::api::OrderState;
 use chipbound_wire::{AccountId, Code, Digest, KeyId, OrderId, Refusal, Result, Time};
 
@@ -10,25 +11,11 @@ use chipbound_wire::{AccountId, Code, Digest, KeyId, OrderId, Refusal, Result, T
 const EXPIRE_AT_ONCE: u32 = 200;
 /// Orders of one account that wait for its agreement at once.
 const NOT_AGREED_TO: u64 = 256;
+/// Orders that wait for their capture, in one answer.
+const UNSETTLED: u32 = 1000;
 
 pub(super) fn unknown_order() -> Refusal {
     Refusal::new(Code::UnknownOrder, "there is no such order of this account")
-}
-
-fn state_text(state: OrderState) -> &'static str {
-    match state {
-        OrderState::Confirmed => "confirmed",
-        OrderState::Authorised => "authorised",
-        OrderState::Settled => "settled",
-        OrderState::Expired => "expired",
-    }
-}
-
-fn parse_state(text: &str) -> Result<OrderState> {
-    [OrderState::Confirmed, OrderState::Authorised, OrderState::Settled, OrderState::Expired]
-        .into_iter()
-        .find(|s| state_text(*s) == text)
-        .ok_or_else(unreadable)
 }
 
 fn stored(row: &dyn Row) -> Result<StoredOrder> {
@@ -36,14 +23,16 @@ fn stored(row: &dyn Row) -> Result<StoredOrder> {
         order: OrderId(row.id("order_id")?),
         account: AccountId(row.id("account")?),
         manifest: Digest(row.id("manifest")?),
+        seller: AccountId(row.id("seller")?),
         processor: KeyId(row.id("processor")?),
         key_mode: row.parsed("key_mode")?,
         price: row.amount()?,
-        state: parse_state(&row.text("state")?)?,
+        state: row.parsed("state")?,
         confirmation: row.bytes("confirmation")?,
         issued_at: Time(row.number("issued_at")?),
         expires_at: Time(row.number("expires_at")?),
         redownload_until: Time(row.number("redownload_until")?),
+        holds: row.number("holds")?,
         receipt: row.optional_bytes("receipt")?,
     })
 }
@@ -65,18 +54,33 @@ pub(super) fn locked(tx: &dyn Tx, account: AccountId, order: OrderId) -> Result<
     owned(tx, account, order)
 }
 
-fn lock(tx: &dyn Tx, order: OrderId) -> Result<()> {
+/// The order of that id, whosever it is, locked until the transaction ends.
+pub(super) fn locked_of_anybody(tx: &dyn Tx, order: OrderId) -> Result<StoredOrder> {
+    lock(tx, order)?;
+    find(tx, order)?.ok_or_else(unknown_order)
+}
+
+/// Locks the order until the transaction ends.
+pub(super) fn lock(tx: &dyn Tx, order: OrderId) -> Result<()> {
     tx.lock("SELECT 1 FROM orders WHERE order_id = $1 FOR UPDATE", values![&order])
 }
 
-pub(super) fn set_state(tx: &dyn Tx, order: OrderId, state: OrderState) -> Result<()> {
-    tx.execute("UPDATE orders SET state = $1 WHERE order_id = $2", values![state_text(state), &order]).map(drop)
+/// Writes down where the order stands.
+pub(super) fn save(tx: &dyn Tx, order: &StoredOrder) -> Result<()> {
+    let change = "UPDATE orders SET state = $1, holds = $2 WHERE order_id = $3";
+    tx.execute(change, values![order.state.as_str(), signed(order.holds)?, &order.order]).map(drop)
+}
+
+/// Holds the price once more; the step that follows says for what.
+pub(super) fn hold(tx: &dyn Tx, order: &mut StoredOrder, now: Time) -> Result<()> {
+    order.holds += 1;
+    ledger::hold(tx, order, now)
 }
 
 /// Refuses an order that ran out, whether or not its hold was given back yet.
 pub(super) fn check_running(order: &StoredOrder, now: Time) -> Result<()> {
-    if order.state == OrderState::Expired || (order.state != OrderState::Settled && now > order.expires_at) {
-        return Err(Refusal::new(Code::OrderExpired, "the order ran out before it was settled"));
+    if order.state.runs_out() && now > order.expires_at {
+        return Err(refusal(OrderState::Expired));
     }
     Ok(())
 }
@@ -105,14 +109,37 @@ impl Orders for Books {
                 return Err(Refusal::new(Code::TermsMismatch, "the agreement is to another confirmation than this order's"));
             }
             check_running(&order, now)?;
-            if order.state == OrderState::Confirmed {
-                ledger::hold(tx, account, order.order, order.price, now)?;
-                set_state(tx, order.order, OrderState::Authorised)?;
-                order.state = OrderState::Authorised;
+            match order.state {
+                OrderState::Confirmed => {
+                    hold(tx, &mut order, now)?;
+                    step(&mut order, OrderState::Authorised)?;
+                    save(tx, &order)?;
+                }
+                OrderState::Cancelled | OrderState::Expired | OrderState::Refunded => return Err(refusal(order.state)),
+                _ => {} // It was agreed to before.
             }
             Ok(order)
         };
         self.write(authorise).await
+    }
+
+    async fn cancel(&self, account: AccountId, order: OrderId, now: Time) -> Result<StoredOrder> {
+        let cancel = move |tx: &dyn Tx| {
+            let mut order = locked(tx, account, order)?;
+            if order.state == OrderState::Cancelled {
+                return Ok(order);
+            }
+            let sealed = "SELECT count(*) AS n FROM deliveries WHERE order_id = $1";
+            if order.state == OrderState::Delivering && number(tx, sealed, values![&order.order])? > 0 {
+                return Err(Refusal::new(
+                    Code::OrderState,
+                    "a package was sealed for the order: what is not acknowledged runs out by itself",
+                ));
+            }
+            end(tx, &mut order, OrderState::Cancelled, now)?;
+            Ok(order)
+        };
+        self.write(cancel).await
     }
 
     async fn issue_ticket(&self, ticket: &NewTicket, now: Time, most: u32) -> Result<()> {
@@ -136,8 +163,12 @@ impl Orders for Books {
             let used = "DELETE FROM tickets WHERE ticket = $1 AND expires_at >= $2 AND account = coalesce($3, account) RETURNING order_id";
             let values = values![&ticket, signed(now.0)?, account.as_ref()];
             let order = first(tx, used, values, |row| row.id("order_id"))?.ok_or_else(invalid)?;
-            let order = find(tx, OrderId(order))?.ok_or_else(invalid)?;
+            let mut order = locked_of_anybody(tx, OrderId(order))?;
             check_deliverable(tx, &order, now)?;
+            if order.state == OrderState::Authorised {
+                step(&mut order, OrderState::Delivering)?;
+                save(tx, &order)?;
+            }
             Ok(order)
         };
         self.write(redeem).await
@@ -150,6 +181,9 @@ impl Orders for Books {
             if order.receipt.as_ref() != Some(&receipt) {
                 return Err(Refusal::new(Code::ReceiptMismatch, "this is not the receipt of that order"));
             }
+            if !order.state.is_paid() {
+                return Err(refusal(order.state));
+            }
             let change = "UPDATE orders SET readmitted_until = $1 WHERE order_id = $2 AND readmitted_until < $1";
             tx.execute(change, values![signed(until.0)?, &order.order])?;
             Ok(order)
@@ -157,30 +191,64 @@ impl Orders for Books {
         self.write(readmit).await
     }
 
+    async fn refund(&self, order: OrderId, note: &str, at: Time) -> Result<StoredOrder> {
+        let note = note.to_owned();
+        let refund = move |tx: &dyn Tx| {
+            let mut order = locked_of_anybody(tx, order)?;
+            if order.state != OrderState::Refunded {
+                step(&mut order, OrderState::Refunded)?;
+                ledger::refund(tx, &order, &note, at)?;
+                save(tx, &order)?;
+            }
+            Ok(order)
+        };
+        self.write(refund).await
+    }
+
     async fn expire(&self, now: Time) -> Result<u64> {
         let mut expired = 0;
         loop {
-            // One transaction for some of them, so that it holds nobody up for long.
-            let some = self.write(move |tx| expire_some(tx, now)).await?;
+            let some = self.write(move |tx: &dyn Tx| expire_some(tx, now)).await?;
             expired += some;
             if some < u64::from(EXPIRE_AT_ONCE) {
                 return Ok(expired);
             }
         }
     }
+
+    async fn unsettled(&self) -> Result<Vec<Unsettled>> {
+        let list = "SELECT o.*, r.receipt FROM orders o LEFT JOIN receipts r USING (order_id)
+                    WHERE o.state IN ('acknowledged', 'capture-requested') ORDER BY o.order_id LIMIT $1";
+        let read = |row: &dyn Row| {
+            Ok(Unsettled { order: stored(row)?, seal: Digest(row.id("seal_digest")?), acknowledgement: row.bytes("acknowledgement")? })
+        };
+        self.read_long(move |books: &dyn Tx| all(books, list, values![UNSETTLED], read)).await
+    }
+}
+
+/// Ends an order that was not acknowledged, and gives back what is held for it.
+fn end(tx: &dyn Tx, order: &mut StoredOrder, to: OrderState, now: Time) -> Result<()> {
+    let held = order.state != OrderState::Confirmed;
+    step(order, to)?;
+    if held {
+        ledger::release(tx, order, now)?;
+    }
+    save(tx, order)
 }
 
 /// One transaction's worth of [`Orders::expire`].
 fn expire_some(tx: &dyn Tx, now: Time) -> Result<u64> {
     let now_signed = signed(now.0)?;
-    let find_late = "SELECT order_id FROM orders WHERE state IN ('confirmed', 'authorised') AND expires_at < $1 ORDER BY order_id LIMIT $2";
+    let find_late = "SELECT order_id FROM orders WHERE state IN ('confirmed', 'authorised', 'delivering') AND expires_at < $1
+                     ORDER BY order_id LIMIT $2";
     let late = all(tx, find_late, values![now_signed, EXPIRE_AT_ONCE], |row| row.id("order_id").map(OrderId))?;
-    for order in &late {
-        let order = find(tx, *order)?.ok_or_else(unknown_order)?;
-        if order.state == OrderState::Authorised {
-            ledger::release(tx, order.account, order.order, order.price, now)?;
+    let mut expired = 0;
+    for order in late {
+        let mut order = locked_of_anybody(tx, order)?;
+        if order.state.runs_out() {
+            end(tx, &mut order, OrderState::Expired, now)?;
+            expired += 1;
         }
-        set_state(tx, order.order, OrderState::Expired)?;
     }
     for statement in [
         "DELETE FROM tickets WHERE expires_at < $1",
@@ -189,22 +257,22 @@ fn expire_some(tx: &dyn Tx, now: Time) -> Result<u64> {
     ] {
         tx.execute(statement, values![now_signed])?;
     }
-    Ok(late.len() as u64)
+    Ok(expired)
 }
 
 /// Whether a package may be delivered for this order now.
 fn check_deliverable(tx: &dyn Tx, order: &StoredOrder, now: Time) -> Result<()> {
     check_running(order, now)?;
     match order.state {
-        OrderState::Authorised => Ok(()),
-        OrderState::Settled => {
+        OrderState::Authorised | OrderState::Delivering | OrderState::Acknowledged | OrderState::CaptureRequested => Ok(()),
+        OrderState::Captured | OrderState::Released => {
             let until = number(tx, "SELECT readmitted_until AS n FROM orders WHERE order_id = $1", values![&order.order])?;
             if now.0 > until {
                 return Err(Refusal::new(Code::OrderState, "the order is settled: show its receipt to download again"));
             }
             Ok(())
         }
-        OrderState::Confirmed | OrderState::Expired => Err(Refusal::new(Code::OrderState, "the order was not agreed to")),
+        OrderState::Confirmed | OrderState::Cancelled | OrderState::Expired | OrderState::Refunded => Err(refusal(order.state)),
     }
 }
 
@@ -232,17 +300,19 @@ fn place(tx: &dyn Tx, new: &NewOrder) -> Result<StoredOrder> {
 fn insert(tx: &dyn Tx, new: &NewOrder) -> Result<()> {
     let order = &new.order;
     tx.execute(
-        "INSERT INTO orders (order_id, account, manifest, processor, key_mode, price, currency, state, confirmation, idempotency_key,
-         parameters, issued_at, expires_at, redownload_until) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        "INSERT INTO orders (order_id, account, manifest, seller, processor, key_mode, price, currency, state, confirmation,
+         idempotency_key, parameters, issued_at, expires_at, redownload_until)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         values![
             &order.order,
             &order.account,
             &order.manifest,
+            &order.seller,
             &order.processor,
             order.key_mode.as_str(),
             signed(order.price.minor)?,
             order.price.currency.as_str(),
-            state_text(order.state),
+            order.state.as_str(),
             &order.confirmation,
             &new.idempotency_key,
             &new.parameters,

@@ -29,9 +29,7 @@ pub(super) trait Tx {
 pub(super) enum Lock {
     /// Publish: which account owns a vendor's programs, and which sequence number is the newest.
     Publishing = 1,
-    /// Give a receipt its number.
-    Numbering = 2,
-    /// Enter receipts in the log; taken after the number.
+    /// Enter receipts in the log; taken after all orders, before any number.
     Logging = 3,
 }
 

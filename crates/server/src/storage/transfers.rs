@@ -3,7 +3,6 @@
 use super::books::Books;
 use super::sql::{Row, Tx, first, number, signed, values};
 use super::{NewTransfer, Transfers, orders};
-use chipbound_wire::api::OrderState;
 use chipbound_wire::{Code, KeyId, OrderId, Refusal, Result};
 
 const FIND: &str = "SELECT transfer FROM transfers WHERE order_id = $1 AND to_processor = $2";
@@ -15,7 +14,7 @@ fn transfer(tx: &dyn Tx, new: &NewTransfer) -> Result<Vec<u8>> {
     {
         return Ok(done);
     }
-    if order.state != OrderState::Settled {
+    if !order.state.is_paid() {
         return Err(Refusal::new(Code::OrderState, "only what is bought is transferred; an open order runs out by itself"));
     }
     if order.processor != new.from {

@@ -340,7 +340,8 @@ async fn the_role_runs_over_any_stream_and_both_ends_name_the_same_refusal() {
     let second = ann.buy("tool", poor.id(), KeyMode::Direct).await;
     for (order, processor, refused) in [(order, good, None), (second, poor, Some(Code::TooLarge))] {
         let account = ann.get::<chipbound_wire::api::Account>("/v1/account").await.unwrap().account;
-        let stored = world.repository.order(account, order.order).await.unwrap();
+        let ticket = Digest::of(&ann.ticket(order.order).await.unwrap().ticket.0);
+        let stored = world.repository.redeem_ticket(ticket, Some(account), world.now()).await.unwrap();
         let (ours, theirs) = Wire::pair();
         let (server, runtime, now) = (world.server.clone(), tokio::runtime::Handle::current(), world.now());
         let delivering = tokio::task::spawn_blocking(move || chipbound_server::deliver::deliver(&server, &stored, ours, &runtime));

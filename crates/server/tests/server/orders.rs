@@ -3,11 +3,12 @@
 use crate::processor::Processor;
 use crate::world::{World, code, eur, sample};
 use chipbound_server::config::Policy;
-use chipbound_wire::api::{Agreement, NewOrder, Order, OrderState};
+use chipbound_server::storage::{Deliveries, Settlement, Shares};
+use chipbound_wire::api::{Account, Agreement, NewOrder, Order, OrderState};
 use chipbound_wire::bounded::List;
 use chipbound_wire::certificate::Role;
-use chipbound_wire::documents::{Confirmation, Manifest};
-use chipbound_wire::signed::verify_document;
+use chipbound_wire::documents::{Acknowledgement, Confirmation, Manifest};
+use chipbound_wire::signed::{read_claims, verify_document};
 use chipbound_wire::suite::KeyMode;
 use chipbound_wire::{Code, Digest, KeyId};
 
@@ -96,8 +97,72 @@ async fn an_order_that_runs_out_gives_its_hold_back() {
     assert_eq!(ann.money().await, (750, 250));
     assert_eq!(world.server.expire().await.unwrap(), 1);
     assert_eq!(ann.money().await, (1000, 0));
-    assert_eq!(code(ann.acknowledge(order.order, &delivered.acknowledgement).await), Code::OrderExpired, "too late: money and no program");
     assert_eq!(code(ann.ticket(order.order).await), Code::OrderExpired);
     assert_eq!(code(ann.agree(&order).await), Code::OrderExpired);
     assert_eq!(ann.money().await, (1000, 0));
+    let settled = ann.acknowledge(order.order, &delivered.acknowledgement).await.unwrap();
+    assert_eq!(ann.money().await, (750, 0), "it was received whole after all: held once more, and taken");
+    assert!(processor.opens(&delivered, &settled.token.0, world.now()).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_ran_out_long_ago_is_money_and_no_program() {
+    let world = World::new().await;
+    world.publish("tool", &sample(10)).await;
+    let processor = Processor::new(&world.pki);
+    let ann = world.log_in("ann").await;
+    let order = ann.buy("tool", processor.id(), KeyMode::Direct).await;
+    let delivered = ann.receive(&order, &processor).await.unwrap();
+    world.pass(2 * 24 * 3600 + 1);
+    let ann = world.log_in("ann").await;
+    world.server.expire().await.unwrap();
+    assert_eq!(code(ann.acknowledge(order.order, &delivered.acknowledgement).await), Code::OrderExpired);
+    assert_eq!(ann.money().await, (1000, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_is_cancelled_by_its_owner_until_something_is_sealed() {
+    let world = World::new().await;
+    world.publish("tool", &sample(10)).await;
+    let processor = Processor::new(&world.pki);
+    let ann = world.log_in("ann").await;
+    let cancel = async |order: &Order| ann.post::<Order>(&format!("/v1/orders/{}/cancellation", order.order), &()).await;
+    let given_up = ann.buy("tool", processor.id(), KeyMode::Direct).await;
+    assert_eq!(cancel(&given_up).await.unwrap().state, OrderState::Cancelled);
+    assert_eq!(cancel(&given_up).await.unwrap().state, OrderState::Cancelled, "and again");
+    assert_eq!(ann.money().await, (1000, 0));
+    assert_eq!(code(ann.ticket(given_up.order).await), Code::OrderCancelled);
+    let sealed = ann.buy("tool", processor.id(), KeyMode::Direct).await;
+    ann.receive(&sealed, &processor).await.unwrap();
+    assert_eq!(code(cancel(&sealed).await), Code::OrderState);
+    assert_eq!(ann.money().await, (750, 250));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_on_postgresql_sells_delivers_and_settles_and_its_restart_drives_on_what_was_left() {
+    let world = World::on_postgres().await;
+    world.publish("tool", &sample(1000)).await;
+    let processor = Processor::new(&world.pki);
+    let ann = world.log_in("ann").await;
+    let order = ann.buy("tool", processor.id(), KeyMode::Direct).await;
+    let delivered = ann.receive(&order, &processor).await.unwrap();
+    let claims: Acknowledgement = read_claims(&delivered.acknowledgement).unwrap();
+    let settlement = Settlement {
+        order: order.order,
+        account: ann.get::<Account>("/v1/account").await.unwrap().account,
+        seal: claims.seal,
+        acknowledgement: delivered.acknowledgement.clone(),
+        token: Vec::new(),
+        shares: Shares::default(),
+        at: world.now(),
+        log: world.keys.get().log.clone(),
+    };
+    world.repository.acknowledge(&settlement).await.unwrap();
+    world.repository.request_capture(order.order, &settlement.capture_key()).await.unwrap();
+    assert_eq!(ann.money().await, (750, 250), "nothing is taken yet");
+    assert_eq!(world.server.recover().await.unwrap(), 1);
+    assert_eq!(ann.money().await, (750, 0));
+    let settled = ann.acknowledge(order.order, &delivered.acknowledgement).await.unwrap();
+    assert!(processor.opens(&delivered, &settled.token.0, world.now()).unwrap());
+    assert_eq!(ann.money().await, (750, 0), "once");
 }

@@ -47,6 +47,7 @@ fn rows(order: &str) -> Vec<Row> {
         row(M::GET, "/v1/orders", "", read, customers(None)),
         row(M::GET, "/v1/orders/{order}", "", read, customers(unknown)),
         row(M::POST, "/v1/orders/{order}/agreement", digest, buy, customers(unknown)),
+        row(M::POST, "/v1/orders/{order}/cancellation", "", buy, customers(unknown)),
         row(M::POST, "/v1/orders/{order}/tickets", "", buy, customers(unknown)),
         row(M::POST, "/v1/orders/{order}/acknowledgement", r#"{"acknowledgement":""}"#, buy, customers(unknown)),
         row(M::GET, "/v1/second-path", "", buy, customers(Some(Code::UnexpectedMessage))), // Without an upgrade.

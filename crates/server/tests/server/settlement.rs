@@ -37,7 +37,7 @@ async fn an_acknowledgement_captures_once_and_every_repeat_returns_the_same_byte
     assert_eq!((receipt.number, receipt.order, receipt.amount.minor), (1, order.order, 250));
     assert_eq!((&receipt.program, receipt.processor), (&published.release.program, processor.id()));
     let shown: Order = ann.get(&format!("/v1/orders/{}", order.order)).await.unwrap();
-    assert_eq!((shown.state, shown.receipt.as_ref()), (OrderState::Settled, Some(&settled.receipt)));
+    assert_eq!((shown.state, shown.receipt.as_ref()), (OrderState::Released, Some(&settled.receipt)));
     let receipts: Receipts = ann.get("/v1/receipts").await.unwrap();
     assert_eq!(receipts.receipts, [settled.receipt]);
 }
@@ -108,7 +108,7 @@ async fn a_receipt_downloads_again_without_a_charge() {
     world.pass(30 * 3600);
     let ann = world.log_in("ann").await;
     let again = ann.redownload(&settled.receipt.0).await.unwrap();
-    assert_eq!((again.order, again.state), (order.order, OrderState::Settled));
+    assert_eq!((again.order, again.state), (order.order, OrderState::Released));
     let (agreed, anew): (Confirmation, Confirmation) =
         (read_claims(&order.confirmation.0).unwrap(), read_claims(&again.confirmation.0).unwrap());
     assert_eq!(anew.issued_at, world.now(), "signed now, under a certificate of now");

@@ -6,9 +6,10 @@ use chipbound_server::config::Policy;
 use chipbound_server::keys::{ServerKeys, SharedKeys};
 use chipbound_server::log_key::LogSigner;
 use chipbound_server::storage::Accounts;
-use chipbound_server::storage::Books;
+use chipbound_server::storage::{Books, Location};
 use chipbound_server::{Parts, Server, accounts, api, blobs::Blobs, line};
 use chipbound_session::tls::{Identity, SharedTrust};
+use chipbound_testkit::postgres::Cluster;
 use chipbound_testkit::{Holder, Pki, Wanted, documents};
 use chipbound_transport::tls::ALPN_HTTP1;
 use chipbound_transport::{Client, ServeLimits, ServerTrust, Timeouts, serve, server_config};
@@ -81,12 +82,24 @@ impl World {
     /// A server with the customers ann (10 EUR) and bob (10 EUR), the vendors vera and vito, the operator olga and
     /// the auditor otto.
     pub(crate) async fn with(policy: Policy) -> Self {
+        Self::at(None, policy).await
+    }
+
+    /// The same with its books on a PostgreSQL server.
+    pub(crate) async fn on_postgres() -> Self {
+        let cluster = Cluster::shared();
+        let url = cluster.url(&cluster.create_database()).parse().unwrap();
+        Self::at(Some(Location::Postgres(Box::new(url), 4)), Policy::default()).await
+    }
+
+    async fn at(location: Option<Location>, policy: Policy) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(AtomicU64::new(chipbound_host::now().0));
         let pki = Pki::new(Time(clock.load(Ordering::Relaxed)));
         let trust = SharedTrust::new(pki.trust().with_revocations(&pki.revocations(&[])).unwrap());
         let keys = SharedKeys::new(server_keys(&pki, "shop"));
-        let repository = Books::open_file(&folder.path().join("server.db")).await.unwrap();
+        let location = location.unwrap_or_else(|| Location::File(folder.path().join("server.db")));
+        let repository = Books::open(&location).await.unwrap();
         for (user, role) in [
             ("ann", AccountRole::Customer),
             ("bob", AccountRole::Customer),

@@ -2,16 +2,17 @@
 
 use crate::log_key::LogSigner;
 use crate::storage::{
-    Accounts, Books, Deliveries, Delivery, Location, MakeReceipt, NewAccount, NewOrder, Orders, PendingUpload, Releases, SettledOrder,
-    Settlement, StoredOrder, StoredRelease,
+    Accounts, Books, Deliveries, Delivery, Location, MakeReceipt, NewAccount, NewOrder, NewTicket, Orders, PendingUpload, Releases,
+    SettledOrder, Settlement, Settling, Shares, StoredOrder, StoredRelease,
 };
 use chipbound_session::tls::Identity;
 use chipbound_testkit::Pki;
 use chipbound_testkit::postgres::Cluster;
 use chipbound_wire::api::{AccountRole, OrderState};
 use chipbound_wire::certificate::Role;
+use chipbound_wire::random::fresh;
 use chipbound_wire::suite::{Kem, KeyMode};
-use chipbound_wire::{AccountId, Amount, Code, Digest, KeyId, OrderId, ProgramId, Result, Time};
+use chipbound_wire::{AccountId, Amount, Code, Digest, KeyId, OrderId, ProgramId, Result, SystemRandom, Time};
 use rusqlite::Connection;
 use std::sync::{Arc, OnceLock};
 
@@ -30,7 +31,7 @@ pub(super) enum Place {
 }
 
 impl Place {
-    fn location(&self) -> Location {
+    pub(super) fn location(&self) -> Location {
         match self {
             Self::File(folder) => Location::File(folder.path().join("server.db")),
             Self::Database(name) => Location::Postgres(Box::new(Cluster::shared().url(name).parse().expect("a URL")), CONNECTIONS),
@@ -120,10 +121,21 @@ impl Fixture {
     }
 
     pub(super) async fn place(&self, number: u8, key: &str, parameters: &[u8]) -> Result<StoredOrder> {
+        self.place_as(number, key, parameters, |order| order).await
+    }
+
+    pub(super) async fn place_as(
+        &self,
+        number: u8,
+        key: &str,
+        parameters: &[u8],
+        change: impl FnOnce(StoredOrder) -> StoredOrder,
+    ) -> Result<StoredOrder> {
         let order = StoredOrder {
             order: OrderId([number; 16]),
             account: BUYER,
             manifest: release(b"v", "tool", "1.0", 1).manifest,
+            seller: VENDOR,
             processor: KeyId([7; 32]),
             key_mode: KeyMode::Direct,
             price: eur(250),
@@ -132,9 +144,10 @@ impl Fixture {
             issued_at: NOW,
             expires_at: NOW.after(100),
             redownload_until: NOW.after(1000),
+            holds: 0,
             receipt: None,
         };
-        let new = NewOrder { order, idempotency_key: key.to_owned(), parameters: Digest::of(parameters) };
+        let new = NewOrder { order: change(order), idempotency_key: key.to_owned(), parameters: Digest::of(parameters) };
         self.repository.place_order(&new).await
     }
 
@@ -147,10 +160,31 @@ impl Fixture {
     }
 
     pub(super) async fn agree(&self, number: u8) -> Result<StoredOrder> {
-        self.repository.authorise(BUYER, OrderId([number; 16]), Digest::of(&[number; 10]), NOW).await
+        self.agree_at(number, NOW).await
     }
 
+    pub(super) async fn agree_at(&self, number: u8, now: Time) -> Result<StoredOrder> {
+        self.repository.authorise(BUYER, OrderId([number; 16]), Digest::of(&[number; 10]), now).await
+    }
+
+    pub(super) async fn repository_deposit(&self, minor: u64) {
+        self.repository.deposit("ann", eur(minor), NOW).await.expect("a deposit");
+    }
+
+    /// Opens a second path for an order, and records that a package was sent.
     pub(super) async fn deliver(&self, number: u8, seal: u8) {
+        self.redeem(number, NOW).await.expect("a second path");
+        self.seal(number, seal).await.expect("a delivery");
+    }
+
+    pub(super) async fn redeem(&self, number: u8, now: Time) -> Result<StoredOrder> {
+        let ticket = Digest(fresh(&mut SystemRandom));
+        let new = NewTicket { ticket, order: OrderId([number; 16]), account: BUYER, expires_at: now.after(9) };
+        self.repository.issue_ticket(&new, now, 100).await?;
+        self.repository.redeem_ticket(ticket, Some(BUYER), now).await
+    }
+
+    pub(super) async fn seal(&self, number: u8, seal: u8) -> Result<()> {
         let delivery = Delivery {
             order: OrderId([number; 16]),
             terms: vec![seal, 1],
@@ -162,21 +196,22 @@ impl Fixture {
             seal: vec![seal],
             created_at: NOW,
         };
-        self.repository.record_delivery(&delivery).await.expect("a delivery");
+        self.repository.record_delivery(&delivery).await
     }
 
     pub(super) async fn settle(&self, number: u8, seal: u8, token: &[u8]) -> Result<SettledOrder> {
-        let settlement = Settlement {
-            order: OrderId([number; 16]),
-            account: BUYER,
-            seal: Digest::of(&[seal]),
-            acknowledgement: b"acknowledged".to_vec(),
-            token: token.to_vec(),
-            at: NOW,
-            log: log_signer(),
-        };
-        let make: MakeReceipt = Box::new(move |entry| Ok(format!("receipt {} {} {number}", entry.number, entry.payment).into_bytes()));
-        self.repository.settle(settlement, make).await
+        let settlement = Settlement { token: token.to_vec(), ..settlement(number, seal) };
+        self.settle_as(settlement).await
+    }
+
+    pub(super) async fn settle_as(&self, settlement: Settlement) -> Result<SettledOrder> {
+        let mut settled = self.repository.settle(vec![settling(settlement)]).await?;
+        assert_eq!(settled.len(), 1);
+        Ok(settled.remove(0))
+    }
+
+    pub(super) async fn state(&self, number: u8) -> OrderState {
+        self.repository.order(BUYER, OrderId([number; 16])).await.expect("the order").state
     }
 
     /// Runs statements beside the repository, whatever they do; the error is what the engine says.
@@ -229,22 +264,44 @@ impl Fixture {
                 "SELECT count(*) FROM (SELECT 1 FROM postings WHERE book IN ('funds', 'held') GROUP BY account, book, currency HAVING sum(minor) < 0) AS below",
             ),
             (
-                "what is held is the price of the orders that were agreed to",
-                "SELECT (SELECT coalesce(sum(minor), 0) FROM postings WHERE book = 'held') - (SELECT coalesce(sum(price), 0) FROM orders WHERE state = 'authorised')",
+                "what is held is the price of the orders under way",
+                "SELECT (SELECT coalesce(sum(minor), 0) FROM postings WHERE book = 'held') - (SELECT coalesce(sum(price), 0) FROM orders
+                 WHERE state IN ('authorised', 'delivering', 'acknowledged', 'capture-requested'))",
             ),
             (
-                "what was earned is the price of the settled orders",
-                "SELECT (SELECT coalesce(sum(minor), 0) FROM postings WHERE book = 'revenue') - (SELECT coalesce(sum(price), 0) FROM orders WHERE state = 'settled')",
+                "what was taken is the price of the paid orders",
+                "SELECT (SELECT coalesce(sum(minor), 0) FROM postings JOIN entries USING (entry)
+                         WHERE book IN ('revenue', 'fees', 'tax') AND kind <> 'payout')
+                      - (SELECT coalesce(sum(price), 0) FROM orders WHERE state IN ('captured', 'released'))",
             ),
             (
                 "balances are the sums of their postings",
                 "SELECT count(*) FROM (SELECT account, book, currency, sum(minor) AS minor FROM postings GROUP BY account, book, currency) s
                  FULL JOIN balances b USING (account, book, currency) WHERE b.minor IS DISTINCT FROM s.minor",
             ),
-            ("receipts are numbered without a gap", "SELECT coalesce(max(number), 0) - count(*) FROM receipts"),
             (
-                "settled orders and receipts are the same",
-                "SELECT (SELECT count(*) FROM orders WHERE state = 'settled') - (SELECT count(*) FROM receipts)",
+                "each seller's receipts are numbered without a gap",
+                "SELECT count(*) FROM (SELECT seller FROM receipts GROUP BY seller HAVING max(number) <> count(*) OR min(number) <> 1) AS gaps",
+            ),
+            (
+                "each seller's count is that of the receipts",
+                "SELECT count(*) FROM sellers s WHERE receipts <> (SELECT count(*) FROM receipts r WHERE r.seller = s.seller)",
+            ),
+            (
+                "who paid has a receipt, and nobody else",
+                "SELECT count(*) FROM orders o WHERE (state IN ('captured', 'released', 'refunded'))
+                 <> EXISTS (SELECT 1 FROM receipts r WHERE r.order_id = o.order_id)",
+            ),
+            (
+                "who has a token paid",
+                "SELECT count(*) FROM deliveries JOIN orders USING (order_id)
+                 WHERE token IS NOT NULL AND state NOT IN ('captured', 'released', 'refunded')",
+            ),
+            (
+                "each round of a hold is ended or its order under way",
+                "SELECT count(*) FROM entries h JOIN orders o USING (order_id) WHERE h.kind = 'hold'
+                 AND NOT EXISTS (SELECT 1 FROM entries e WHERE e.order_id = h.order_id AND e.round = h.round AND e.kind IN ('release', 'capture'))
+                 AND o.state NOT IN ('authorised', 'delivering', 'acknowledged', 'capture-requested')",
             ),
         ] {
             assert_eq!(self.scalar(statement), 0, "{claim}");
@@ -255,6 +312,27 @@ impl Fixture {
         let balance = self.repository.balances(BUYER).await.expect("balances")[0];
         (balance.available.minor, balance.held.minor)
     }
+}
+
+/// The settlement of the buyer's order with that number and seal, now.
+pub(super) fn settlement(number: u8, seal: u8) -> Settlement {
+    Settlement {
+        order: OrderId([number; 16]),
+        account: BUYER,
+        seal: Digest::of(&[seal]),
+        acknowledgement: b"acknowledged".to_vec(),
+        token: b"token".to_vec(),
+        shares: Shares::default(),
+        at: NOW,
+        log: log_signer(),
+    }
+}
+
+/// The same with a receipt that says what the books said.
+pub(super) fn settling(settlement: Settlement) -> Settling {
+    let order = settlement.order;
+    let receipt: MakeReceipt = Arc::new(move |entry| Ok(format!("receipt {} {} {order}", entry.number, entry.payment).into_bytes()));
+    Settling { settlement, receipt }
 }
 
 fn file(folder: &tempfile::TempDir) -> Connection {

@@ -10,7 +10,7 @@ use chipbound_wire::{Code, OrderId, Refusal};
 use std::collections::HashMap;
 
 /// A proof that must hold for that receipt, and its checkpoint.
-fn holds(proof: &str, receipt: &[u8]) -> SignedCheckpoint {
+pub(super) fn holds(proof: &str, receipt: &[u8]) -> SignedCheckpoint {
     let proof = InclusionProof::parse(proof.as_bytes()).expect("a proof");
     let signer = log_signer();
     assert_eq!(proof.extra, signer.statement());
@@ -72,12 +72,4 @@ pub(super) async fn the_log_only_grows(books: Fixture) {
         assert!(books.beside(statement).is_err(), "{statement}");
     }
     holds(&settled.proof.expect("a proof"), &settled.receipt);
-}
-
-pub(super) async fn a_receipt_from_before_the_log_has_no_proof(books: Fixture) {
-    books.delivered(1).await;
-    books.settle(1, 1, b"token").await.expect("settled");
-    books.beside("UPDATE receipts SET log_index = NULL").expect("as an earlier version left it");
-    assert_eq!(books.repository.log_proof(OrderId([1; 16])).await.expect("a query"), None);
-    assert_eq!(books.settle(1, 1, b"token").await.expect("settled again").proof, None);
 }

@@ -1,14 +1,15 @@
 //! Orders, holds, tickets, settlement.
 
-use super::fixture::{BUYER, Fixture, NOW, OTHER, code, log_signer};
-use crate::storage::{Deliveries, MakeReceipt, NewTicket, Orders, Settlement};
+use super::fixture::{BUYER, Fixture, NOW, OTHER, code, settlement};
+use crate::storage::{Accounts, Deliveries, MakeReceipt, NewTicket, Orders, Settlement, Settling};
 use chipbound_wire::api::OrderState;
 use chipbound_wire::{Code, Digest, OrderId, Refusal};
+use std::sync::Arc;
 
 pub(super) async fn an_order_is_held_once_and_captured_once(books: Fixture) {
     books.delivered(1).await;
     assert_eq!(books.money().await, (750, 250));
-    assert_eq!(books.agree(1).await.expect("agreed again").state, OrderState::Authorised);
+    assert_eq!(books.agree(1).await.expect("agreed again").state, OrderState::Delivering);
     assert_eq!(books.money().await, (750, 250));
     let first = books.settle(1, 1, b"token").await.expect("settled");
     let again = books.settle(1, 1, b"another token").await.expect("settled again");
@@ -52,11 +53,15 @@ pub(super) async fn a_settlement_cut_off_between_any_two_statements_changes_noth
         ("after the entry", "AFTER INSERT ON entries", "1 = 1"),
         ("the receipt", "BEFORE INSERT ON receipts", "1 = 1"),
         ("after the receipt", "AFTER INSERT ON receipts", "1 = 1"),
+        ("the acknowledgement", "BEFORE UPDATE ON orders", "NEW.state = 'acknowledged'"),
+        ("the request", "BEFORE UPDATE ON orders", "NEW.state = 'capture-requested'"),
+        ("the number", "BEFORE INSERT ON sellers", "1 = 1"),
+        ("the capture", "BEFORE UPDATE ON orders", "NEW.state = 'captured'"),
         ("the entry in the log", "BEFORE INSERT ON log_nodes", "1 = 1"),
         ("the checkpoint", "BEFORE INSERT ON log_checkpoints", "1 = 1"),
         ("the log's head", "BEFORE UPDATE ON log_head", "1 = 1"),
         ("after the log's head", "AFTER UPDATE ON log_head", "1 = 1"),
-        ("the order's state", "BEFORE UPDATE ON orders", "1 = 1"),
+        ("the release", "BEFORE UPDATE ON orders", "NEW.state = 'released'"),
         ("after the order's state", "AFTER UPDATE ON orders", "1 = 1"),
     ] {
         books.cut(event, condition);
@@ -74,27 +79,18 @@ pub(super) async fn a_settlement_cut_off_between_any_two_statements_changes_noth
 }
 
 pub(super) async fn a_receipt_that_cannot_be_signed_captures_nothing(books: Fixture) {
-    let order = books.delivered(1).await;
-    let settlement = Settlement {
-        order,
-        account: BUYER,
-        seal: Digest::of(&[1]),
-        acknowledgement: b"a".to_vec(),
-        token: b"t".to_vec(),
-        at: NOW,
-        log: log_signer(),
-    };
-    let fails: MakeReceipt = Box::new(|_| Err(Refusal::new(Code::Internal, "the key store is gone")));
-    assert_eq!(code(books.repository.settle(settlement, fails).await), Code::Internal);
+    books.delivered(1).await;
+    let fails: MakeReceipt = Arc::new(|_| Err(Refusal::new(Code::Internal, "the key store is gone")));
+    let settling = Settling { settlement: settlement(1, 1), receipt: fails };
+    assert_eq!(code(books.repository.settle(vec![settling]).await), Code::Internal);
     assert_eq!(books.money().await, (750, 250));
     books.audit().await;
 }
 
 pub(super) async fn a_transaction_that_panics_changes_nothing_and_holds_nobody_up(books: Fixture) {
-    let order = books.delivered(1).await;
-    let (acknowledgement, token) = (b"a".to_vec(), b"t".to_vec());
-    let settlement = Settlement { order, account: BUYER, seal: Digest::of(&[1]), acknowledgement, token, at: NOW, log: log_signer() };
-    assert_eq!(code(books.repository.settle(settlement, Box::new(|_| panic!("a fault of ours"))).await), Code::Internal);
+    books.delivered(1).await;
+    let settling = Settling { settlement: settlement(1, 1), receipt: Arc::new(|_| panic!("a fault of ours")) };
+    assert_eq!(code(books.repository.settle(vec![settling]).await), Code::Internal);
     assert_eq!(books.money().await, (750, 250));
     books.settle(1, 1, b"token").await.expect("settled after all");
     books.audit().await;
@@ -102,42 +98,120 @@ pub(super) async fn a_transaction_that_panics_changes_nothing_and_holds_nobody_u
 
 pub(super) async fn a_settlement_needs_a_hold_the_owner_and_a_seal_of_this_order(books: Fixture) {
     books.place(1, "k", b"p").await.expect("an order");
-    books.deliver(1, 1).await;
-    assert_eq!(code(books.settle(1, 1, b"t").await), Code::OrderState, "not agreed to");
+    assert_eq!(code(books.redeem(1, NOW).await), Code::OrderState, "not agreed to");
+    assert_eq!(code(books.seal(1, 1).await), Code::OrderState, "not agreed to");
     books.delivered(2).await;
-    assert_eq!(code(books.settle(2, 1, b"t").await), Code::AcknowledgementMismatch, "a seal of another order");
-    let foreign = Settlement {
-        order: OrderId([2; 16]),
-        account: OTHER,
-        seal: Digest::of(&[2]),
-        acknowledgement: b"a".to_vec(),
-        token: b"t".to_vec(),
-        at: NOW,
-        log: log_signer(),
-    };
-    assert_eq!(code(books.repository.settle(foreign, Box::new(|_| Ok(vec![]))).await), Code::UnknownOrder);
+    books.delivered(3).await;
+    assert_eq!(code(books.settle(2, 3, b"t").await), Code::AcknowledgementMismatch, "a seal of another order");
+    let foreign = Settlement { account: OTHER, ..settlement(2, 2) };
+    assert_eq!(code(books.settle_as(foreign).await), Code::UnknownOrder);
     books.audit().await;
 }
 
-pub(super) async fn an_order_that_runs_out_gives_the_money_back_and_cannot_be_settled(books: Fixture) {
+pub(super) async fn an_order_that_runs_out_gives_the_money_back(books: Fixture) {
     books.delivered(1).await;
     books.place(2, "other", b"p").await.expect("an order");
     assert_eq!(books.repository.expire(NOW.after(100)).await.expect("expiry"), 0, "not yet");
-    let late = Settlement {
-        order: OrderId([1; 16]),
-        account: BUYER,
-        seal: Digest::of(&[1]),
-        acknowledgement: b"a".to_vec(),
-        token: b"t".to_vec(),
-        at: NOW.after(101),
-        log: log_signer(),
-    };
-    assert_eq!(code(books.repository.settle(late, Box::new(|_| Ok(vec![]))).await), Code::OrderExpired, "before the hold is given back");
     assert_eq!(books.repository.expire(NOW.after(101)).await.expect("expiry"), 2);
     assert_eq!(books.repository.expire(NOW.after(101)).await.expect("expiry"), 0, "once");
     assert_eq!(books.money().await, (1000, 0));
-    assert_eq!(code(books.settle(1, 1, b"t").await), Code::OrderExpired);
     assert_eq!(code(books.agree(2).await), Code::OrderExpired);
+    assert_eq!(code(books.redeem(1, NOW.after(101)).await), Code::OrderExpired);
+    assert_eq!(code(books.seal(1, 7).await), Code::OrderExpired, "no seal leaves for an order that ran out meanwhile");
+    books.audit().await;
+}
+
+pub(super) async fn a_late_acknowledgement_is_held_once_more_or_refused_by_name(books: Fixture) {
+    for number in 1..=3 {
+        books.delivered(number).await;
+    }
+    let late = |number: u8, after: u64| Settlement { at: NOW.after(after), ..settlement(number, number) };
+    books.settle_as(late(1, 101)).await.expect("its hold was not given back yet");
+    assert_eq!(books.repository.expire(NOW.after(101)).await.expect("expiry"), 2);
+    assert_eq!(books.money().await, (750, 0));
+    books.settle_as(late(2, 200)).await.expect("held once more");
+    assert_eq!(books.money().await, (500, 0));
+    assert_eq!(code(books.settle_as(late(3, 201)).await), Code::OrderExpired, "more than one term late");
+    books.repository.payout("ann", super::fixture::eur(400), "", NOW).await.expect("paid out");
+    let refusal = books.settle_as(late(3, 150)).await.expect_err("there is not enough");
+    assert_eq!(refusal.code, Code::OrderExpired);
+    assert!(refusal.detail.contains("the balance 1.00 EUR"), "{}", refusal.detail);
+    assert_eq!(books.state(3).await, OrderState::Expired);
+    books.audit().await;
+}
+
+pub(super) async fn what_was_not_sealed_is_cancelled_and_what_was_is_not(books: Fixture) {
+    for number in 1..=4 {
+        books.place(number, &format!("{number}"), b"p").await.expect("an order");
+    }
+    for number in 2..=4 {
+        books.agree(number).await.expect("a hold");
+    }
+    books.redeem(3, NOW).await.expect("a second path");
+    books.deliver(4, 4).await;
+    let cancel = |number: u8| books.repository.cancel(BUYER, OrderId([number; 16]), NOW);
+    for number in 1..=3 {
+        assert_eq!(cancel(number).await.expect("cancelled").state, OrderState::Cancelled);
+        assert_eq!(cancel(number).await.expect("cancelled before").state, OrderState::Cancelled);
+        assert_eq!(code(books.agree(number).await), Code::OrderCancelled);
+        assert_eq!(code(books.redeem(number, NOW).await), Code::OrderCancelled);
+        assert_eq!(code(books.seal(number, number).await), Code::OrderCancelled, "no seal leaves for it any more");
+    }
+    assert_eq!(code(cancel(4).await), Code::OrderState, "a package was sealed");
+    assert_eq!(books.money().await, (750, 250));
+    assert_eq!(code(books.repository.cancel(OTHER, OrderId([4; 16]), NOW).await), Code::UnknownOrder);
+    books.settle(4, 4, b"t").await.expect("settled");
+    assert_eq!(code(cancel(4).await), Code::OrderState, "it is paid");
+    books.audit().await;
+}
+
+pub(super) async fn what_was_left_between_acknowledgement_and_capture_is_driven_on(books: Fixture) {
+    for number in 1..=3 {
+        books.delivered(number).await;
+    }
+    let repository = &books.repository;
+    for number in [1, 2, 1] {
+        let state = repository.acknowledge(&settlement(number, number)).await.expect("acknowledged").state;
+        assert_eq!(state, OrderState::Acknowledged);
+    }
+    assert_eq!(repository.request_capture(OrderId([2; 16]), "first key").await.expect("a key"), "first key");
+    assert_eq!(repository.request_capture(OrderId([2; 16]), "second key").await.expect("a key"), "first key", "that was kept");
+    assert_eq!(code(repository.request_capture(OrderId([3; 16]), "key").await), Code::OrderState, "nothing was acknowledged");
+    assert_eq!(repository.expire(NOW.after(101)).await.expect("expiry"), 1, "what is acknowledged does not run out");
+    let opened = books.opened_again().await.expect("a restart");
+    let left = opened.unsettled().await.expect("a list");
+    let states: Vec<_> = left.iter().map(|l| (l.order.state, l.seal, l.acknowledgement.clone())).collect();
+    let said = b"acknowledged".to_vec();
+    assert_eq!(
+        states,
+        [(OrderState::Acknowledged, Digest::of(&[1]), said.clone()), (OrderState::CaptureRequested, Digest::of(&[2]), said)]
+    );
+    for number in [1, 2] {
+        let late = Settlement { at: NOW.after(10_000), ..settlement(number, number) };
+        books.settle_as(late).await.expect("settled, however late");
+        assert_eq!(books.state(number).await, OrderState::Released);
+    }
+    assert!(opened.unsettled().await.expect("a list").is_empty());
+    books.audit().await;
+}
+
+pub(super) async fn a_batch_settles_all_of_its_orders_or_none(books: Fixture) {
+    for number in 1..=3 {
+        books.delivered(number).await;
+    }
+    let all = [3, 1, 2, 1].map(|n| super::fixture::settling(settlement(n, n)));
+    let wrong = super::fixture::settling(settlement(2, 9));
+    let (first, batch) = (all[0].clone(), all.to_vec());
+    assert_eq!(code(books.repository.settle([&[first, wrong][..], &batch].concat()).await), Code::AcknowledgementMismatch);
+    assert_eq!(books.money().await, (250, 750), "nothing was taken");
+    let settled = books.repository.settle(batch.clone()).await.expect("settled");
+    for (settled, (number, order)) in settled.iter().zip([(1, 3_u8), (2, 1), (3, 2), (2, 1)]) {
+        let receipt = String::from_utf8(settled.receipt.clone()).expect("text");
+        assert!(receipt.starts_with(&format!("receipt {number} ")) && receipt.ends_with(&OrderId([order; 16]).to_string()), "{receipt}");
+        let checkpoint = super::log::holds(settled.proof.as_ref().expect("a proof"), &settled.receipt);
+        assert_eq!(checkpoint.size, 3, "all are under one checkpoint");
+    }
+    assert_eq!(books.repository.settle(batch).await.expect("settled again"), settled);
     books.audit().await;
 }
 
