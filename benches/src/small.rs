@@ -11,6 +11,7 @@ use chipbound::api::Api;
 use chipbound::client::deliver::{Wanted, Wish, buy};
 use chipbound::client::{Device, Story};
 use chipbound::home::Home;
+use chipbound_wire::api::Payment;
 use chipbound_wire::suite::KeyMode;
 use rustix::time::ClockId;
 use std::path::Path;
@@ -127,6 +128,7 @@ async fn one_delivery(home: &Home, socket: &Path, key_mode: KeyMode) -> chipboun
         max_price: None,
         target: Some(home.path().join("received")),
         again: true,
+        payment: Payment::Prepaid,
     };
     buy(&device, &wish).await.map(drop)
 }

@@ -4,7 +4,7 @@ use crate::home::Session;
 use chipbound_transport::{Client, ClientRaw, ServerTrust};
 use chipbound_wire::api::{
     Account, Acknowledge, Agreement, Base64, Catalogue, IDEMPOTENCY_HEADER, LogIn, MadeToken, NewOrder, NewRelease, NewToken, Order,
-    Published, Receipts, Redownload, Release, Settled, TICKET_HEADER, Ticket, Tokens, TransferOrder, Transferring, Upload,
+    Payment, Published, Receipts, Redownload, Release, Settled, TICKET_HEADER, Ticket, Tokens, TransferOrder, Transferring, Upload,
 };
 use chipbound_wire::tlog::{TILE_WIDTH, Tile};
 use chipbound_wire::{Digest, KeyId, OrderId, Result};
@@ -91,8 +91,8 @@ impl Api {
     }
 
     /// Agrees to a confirmation: the price is held from now on.
-    pub async fn agree(&self, order: &OrderId, confirmation: Digest) -> Result<Order> {
-        self.post(&format!("/v1/orders/{order}/agreement"), &[], &Agreement { confirmation }).await
+    pub async fn agree(&self, order: &OrderId, confirmation: Digest, payment: Payment) -> Result<Order> {
+        self.post(&format!("/v1/orders/{order}/agreement"), &[], &Agreement { confirmation, payment }).await
     }
 
     /// Gives an order up for which nothing was sealed yet; what is held is given back.

@@ -181,7 +181,7 @@ fn a_ticket_opens_one_path_once_and_not_after_its_time() {
         let wish = chipbound_wire::api::NewOrder { program: "ls".into(), version: None, processor, key_mode: None };
         let order = api.order("a-key", &wish).await.unwrap();
         assert_eq!(api.ticket(&order.order).await.expect_err("nothing is agreed to yet").code, Code::OrderState);
-        api.agree(&order.order, chipbound_wire::Digest::of(&order.confirmation.0)).await.unwrap();
+        api.agree(&order.order, chipbound_wire::Digest::of(&order.confirmation.0), chipbound_wire::api::Payment::Prepaid).await.unwrap();
         let other = chipbound_wire::api::NewOrder { key_mode: Some(chipbound_wire::suite::KeyMode::Common), ..wish.clone() };
         assert_eq!(api.order("a-key", &other).await.expect_err("another wish").code, Code::IdempotencyConflict);
         assert_eq!(api.order("a-key", &wish).await.unwrap().order, order.order);

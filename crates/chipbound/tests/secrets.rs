@@ -240,7 +240,7 @@ fn credentials(world: &mut World) -> Vec<Secret> {
         let processor = chipbound::control::describe(&world.daemons.sockets[0]).unwrap().processor;
         let wish = chipbound_wire::api::NewOrder { program: "hello".into(), version: None, processor, key_mode: None };
         let order = api.order("a-key-for-the-ticket", &wish).await.unwrap();
-        api.agree(&order.order, chipbound_wire::Digest::of(&order.confirmation.0)).await.unwrap();
+        api.agree(&order.order, chipbound_wire::Digest::of(&order.confirmation.0), chipbound_wire::api::Payment::Prepaid).await.unwrap();
         let ticket = api.ticket(&order.order).await.unwrap();
         drop(api.tunnel(&ticket).await.unwrap());
         (voucher, ticket)

@@ -3,14 +3,15 @@
 
 use crate::openapi;
 use crate::pages::Page;
+use crate::payment::webhook;
 use crate::routes::{self, Access, Body, Caller, Entry, Route};
 use crate::server::Server;
 use crate::storage::Repository;
 use axum::Router;
-use axum::extract::{ConnectInfo, Query, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
-use chipbound_transport::extract::{Bearer, Json, Path, Upload};
+use chipbound_transport::extract::{Bearer, Json, Octets, Path, Upload};
 use chipbound_transport::{ApiError, Upgrade};
 use chipbound_wire::api::{
     self, Account, AccountInfo, AccountRole, Accounts, Acknowledge, Agreement, Catalogue, IDEMPOTENCY_HEADER, LogIn, MadeToken, NewAccount,
@@ -39,6 +40,9 @@ const VENDOR: Access = Access::Roles(&[AccountRole::Vendor], Some(Scope::Publish
 const OPERATOR: Access = Access::Roles(&[AccountRole::Operator], Some(Scope::Operate));
 const ONCE: &[(&str, &str)] = &[(IDEMPOTENCY_HEADER, "1 to 128 visible ASCII characters: the same key and body answer the same order")];
 const UPGRADED: &[(&str, &str)] = &[("upgrade", api::UPGRADE), (TICKET_HEADER, "the ticket, in hexadecimal")];
+
+const SIGNED: &[(&str, &str)] =
+    &[(webhook::SIGNATURE, "t=SECONDS,v1=HEX: HMAC-SHA256 of the endpoint's secret over t, a full stop, the body")];
 
 /// The routes over `server`.
 pub fn router<R: Repository>(server: Arc<Server<R>>) -> Router {
@@ -146,6 +150,12 @@ pub(crate) fn table<R: Repository>() -> Vec<Entry<R>> {
             post(make_account::<R>),
         ),
         (row(Method::DELETE, "/v1/accounts/{user}/sessions", OPERATOR, "End every session and API token of a user"), delete(shut_out::<R>)),
+        (
+            row(Method::POST, "/webhooks/cards", ANYBODY, "An event of the card provider's, signed by it")
+                .headers(SIGNED)
+                .takes(Body::Octets),
+            post(card_event::<R>).layer(DefaultBodyLimit::max(webhook::MAX_EVENT)),
+        ),
         (row(get_, "/v1/openapi.json", ANYBODY, "This description").answers(Body::Octets), get(describe::<R>)),
     ]
 }
@@ -162,6 +172,12 @@ async fn log_tile<R: Repository>(State(server): Shared<R>, Path(tile): Path<Stri
 
 async fn log_key<R: Repository>(State(server): Shared<R>) -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/cose"), (CACHE_CONTROL, "no-cache")], server.log_statement())
+}
+
+async fn card_event<R: Repository>(State(server): Shared<R>, headers: HeaderMap, Octets(body): Octets) -> Result<StatusCode, ApiError> {
+    let signature = headers.get(webhook::SIGNATURE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    server.hear_event(signature, &body).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn describe<R: Repository>() -> Json<&'static serde_json::Value> {

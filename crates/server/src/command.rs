@@ -4,6 +4,7 @@ use crate::accounts::{MAX_PASSWORD, new_account};
 use crate::config::Config;
 use crate::init::{Wishes, init};
 use crate::openapi;
+use crate::reconcile::{Difference, Reconciliation, reconcile};
 use crate::rotation::{Which, rotate};
 use crate::run::run;
 use crate::statement;
@@ -50,6 +51,13 @@ pub enum Command {
     #[command(after_help = "Example:\n  chipbound server run --config shop/server.toml")]
     Run {
         /// The configuration that `init` wrote.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Ask the card provider about every payment and list those that stand otherwise there; nothing is changed.
+    #[command(after_help = "Example:\n  chipbound server reconcile --config shop/server.toml")]
+    Reconcile {
+        /// The server's configuration.
         #[arg(long)]
         config: PathBuf,
     },
@@ -182,6 +190,7 @@ pub fn execute(command: Command) -> Result<()> {
                 let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
                 run(Config::load(&config)?).await
             }
+            Command::Reconcile { config } => compare(&config).await,
             Command::Openapi => {
                 println!("{:#}", openapi::document::<Books>());
                 Ok(())
@@ -286,6 +295,20 @@ fn day(text: &str) -> std::result::Result<Time, String> {
     let date: jiff::civil::Date = text.parse().map_err(|e| format!("{text:?} is not a day, YYYY-MM-DD: {e}"))?;
     let start = date.to_zoned(jiff::tz::TimeZone::UTC).map_err(|e| e.to_string())?;
     u64::try_from(start.timestamp().as_second()).map(Time).map_err(|_| format!("{text} is before 1970"))
+}
+
+async fn compare(config: &Path) -> Result<()> {
+    let loaded = Config::load(config)?;
+    let cards = loaded.payment.open(&loaded.folder)?;
+    let cards = cards.ok_or_else(|| Refusal::new(Code::ConfigInvalid, "the configuration names no card provider: [payment.cards]"))?;
+    let repository = books(config).await?;
+    let Reconciliation { compared, differences } = reconcile(&repository, &*cards.provider).await?;
+    for Difference { ours, theirs } in &differences {
+        println!("{}  {}  {}  here: {}  there: {theirs}", ours.order, ours.reference, ours.amount, ours.state.as_str());
+    }
+    println!("{compared} payments compared, {} differ", differences.len());
+    repository.close().await;
+    Ok(())
 }
 
 async fn books(config: &Path) -> Result<Books> {

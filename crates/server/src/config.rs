@@ -1,5 +1,6 @@
 //! The configuration, `server.toml`. Unknown fields and values are refused with their line; no field opens a check.
 
+use crate::payment::config::PaymentConfig;
 use crate::storage::{Location, Shares};
 use chipbound_host::files::read_private;
 use chipbound_session::server as second_path;
@@ -46,6 +47,9 @@ pub struct Config {
     /// Where accounts, orders and money are kept.
     #[serde(default)]
     pub database: DatabaseConfig,
+    /// How customers may pay.
+    #[serde(default)]
+    pub payment: PaymentConfig,
     /// The folder of database, keys and blobs: that of the configuration file.
     #[serde(skip)]
     pub folder: PathBuf,

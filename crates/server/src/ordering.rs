@@ -3,9 +3,10 @@
 use crate::pages::{Page, next};
 use crate::server::Server;
 use crate::storage::{NewOrder, NewTicket, Principal, Repository, StoredOrder};
-use chipbound_wire::api::{self, Agreement, Base64, Order, OrderState, Orders, Ticket};
+use chipbound_wire::api::{self, Agreement, Base64, Order, OrderState, Orders, Payment, Ticket};
 use chipbound_wire::bounded::Text;
 use chipbound_wire::documents::{Confirmation, Manifest};
+use chipbound_wire::payment::refuse_card_numbers;
 use chipbound_wire::random::fresh;
 use chipbound_wire::signed::read_claims;
 use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, SystemRandom, Time};
@@ -21,6 +22,12 @@ impl<R: Repository> Server<R> {
     /// Places an order (step 1002): answers with a signed confirmation. The same key and request return the same bytes for ever; the
     /// same key with another request is [`Code::IdempotencyConflict`].
     pub async fn place_order(&self, customer: &Principal, key: &str, request: &api::NewOrder) -> Result<Order> {
+        if key.bytes().all(|b| !b.is_ascii_alphabetic()) {
+            refuse_card_numbers("the idempotency key", key)?; // Digits among letters are chance.
+        }
+        for text in [Some(&request.program), request.version.as_ref()].into_iter().flatten() {
+            refuse_card_numbers("the order", text)?;
+        }
         if key.is_empty() || key.len() > MAX_KEY || !key.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(Refusal::new(Code::Malformed, "an idempotency key is 1 to 128 visible ASCII characters"));
         }
@@ -91,6 +98,9 @@ impl<R: Repository> Server<R> {
 
     /// The customer agrees to the confirmation with that digest: the price is held (step 1002, charge authorised).
     pub async fn agree(&self, customer: &Principal, order: OrderId, agreement: &Agreement) -> Result<Order> {
+        if let Payment::Card(token) = &agreement.payment {
+            self.hold_by_card(customer, order, agreement.confirmation, &token.parse()?).await?;
+        }
         self.repository.authorise(customer.account, order, agreement.confirmation, self.now()).await.map(shown)
     }
 

@@ -89,6 +89,7 @@ pub async fn serve_until(config: Config, shutdown: impl Future<Output = ()>, rea
     }
     tasks.spawn(keep_standing(standing, Duration::from_secs(config.authority.refresh_seconds)));
     tasks.spawn(keep_expiring(server.clone()));
+    tasks.spawn(keep_paying(server.clone()));
     serve(first_path, tls, api::router(server.clone()), config.admission.limits(), shutdown).await?;
     tasks.shutdown().await;
     let all = u32::try_from(config.policy.deliveries).unwrap_or(u32::MAX);
@@ -114,9 +115,11 @@ async fn open(config: &Config) -> Result<(Arc<Server<Books>>, Standing)> {
     };
     let repository = Books::open(&config.database()?).await?;
     let blobs = Blobs::open(&config.blobs())?;
-    let server = Server::new(Parts { repository, blobs, keys, trust, kek, policy: config.policy.clone(), clock })?;
+    let cards = config.payment.open(&config.folder)?;
+    let server = Server::new(Parts { repository, blobs, keys, trust, kek, policy: config.policy.clone(), clock, cards })?;
     let removed = server.tidy().await?;
-    let recovered = server.recover().await?;
+    // Where a card provider is to be asked, whose answers may take their time, `keep_paying` does it at once.
+    let recovered = if config.payment.cards.is_none() { server.recover().await? } else { 0 };
     let expired = server.expire().await?;
     tracing::info!(removed, recovered, expired, "opened");
     Ok((server, standing))
@@ -147,6 +150,23 @@ async fn keep_expiring(server: Arc<Server<Books>>) {
             Ok(0) => {}
             Ok(orders) => tracing::info!(orders, "orders ran out; their holds were given back"),
             Err(refusal) => tracing::error!(%refusal, "orders that ran out could not be looked for"),
+        }
+    }
+}
+
+/// Asks the card provider about payments that nobody comes back for; the first time at once.
+async fn keep_paying(server: Arc<Server<Books>>) {
+    let mut ticks = interval(EXPIRY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Err(refusal) = server.recover().await {
+            tracing::error!(%refusal, "orders that wait for their capture could not be looked for");
+        }
+        match server.look_after_payments().await {
+            Ok(0) => {}
+            Ok(payments) => tracing::info!(payments, "card payments came to an end"),
+            Err(refusal) => tracing::error!(%refusal, "card payments could not be looked after"),
         }
     }
 }

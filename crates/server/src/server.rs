@@ -5,6 +5,7 @@ use crate::blobs::Blobs;
 use crate::config::Policy;
 use crate::keys::SharedKeys;
 use crate::packing::Making;
+use crate::payment::CardPayments;
 use crate::places::Places;
 use crate::sequencer::Sequencer;
 use crate::storage::Repository;
@@ -33,6 +34,8 @@ pub struct Parts<R> {
     pub policy: Policy,
     /// The time.
     pub clock: Clock,
+    /// The card provider, if there is one.
+    pub cards: Option<CardPayments>,
 }
 
 /// One server: every method of its modules is one thing that somebody may ask of it.
@@ -44,6 +47,7 @@ pub struct Server<R> {
     pub(crate) kek: Kek,
     pub(crate) policy: Policy,
     pub(crate) clock: Clock,
+    pub(crate) cards: Option<CardPayments>,
     pub(crate) passwords: Passwords,
     /// Where orders are settled.
     pub(crate) sequencer: Sequencer<R>,
@@ -66,7 +70,7 @@ impl<R> std::fmt::Debug for Server<R> {
 impl<R: Repository> Server<R> {
     /// Puts the parts together.
     pub fn new(parts: Parts<R>) -> Result<Arc<Self>> {
-        let Parts { repository, blobs, keys, trust, kek, policy, clock } = parts;
+        let Parts { repository, blobs, keys, trust, kek, policy, clock, cards } = parts;
         let places = Places::new(policy.deliveries, policy.deliveries_per_account);
         let passwords = Passwords::new()?;
         Ok(Arc::new(Self {
@@ -78,6 +82,7 @@ impl<R: Repository> Server<R> {
             kek,
             policy,
             clock,
+            cards,
             passwords,
             making: Making::default(),
             places,

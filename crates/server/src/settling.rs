@@ -73,6 +73,7 @@ impl<R: Repository> Server<R> {
             at: now,
             log: self.keys.get().log.clone(),
         };
+        self.take_by_card(&settlement).await?;
         let (keys, policy, id) = (self.keys.get(), self.policy.clone(), order.order);
         let receipt: MakeReceipt = Arc::new(move |entry| receipt(&keys, &policy, &order, entry, now));
         let settled = self.sequencer.settle(Settling { settlement, receipt }).await?;

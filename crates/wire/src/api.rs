@@ -449,6 +449,35 @@ pub struct Orders {
 pub struct Agreement {
     /// BLAKE3 of the signed confirmation.
     pub confirmation: Digest,
+    /// Who pays.
+    #[serde(default, skip_serializing_if = "Payment::is_prepaid")]
+    pub payment: Payment,
+}
+
+/// How a price is paid.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Payment {
+    /// From the account's own money.
+    #[default]
+    Prepaid,
+    /// By the card provider: the token of a payment method, `pm_…` ([`crate::payment::CardToken`]). Never a card's number.
+    Card(String),
+}
+
+impl Payment {
+    /// Whether the account's own money pays.
+    #[must_use]
+    pub fn is_prepaid(&self) -> bool {
+        *self == Self::Prepaid
+    }
+}
+
+impl std::fmt::Debug for Payment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.is_prepaid() { "Prepaid" } else { "Card(…)" })
+    }
 }
 
 /// The right to open one second path.

@@ -8,6 +8,8 @@ use std::str::FromStr;
 pub const MAX_CARD_TOKEN: usize = 255;
 /// Digits of a card number (ISO/IEC 7812-1).
 const CARD_DIGITS: std::ops::RangeInclusive<usize> = 13..=19;
+/// What people write between groups of them.
+const SEPARATORS: [char; 3] = [' ', '-', '.'];
 
 /// A payment method as the card provider's own form or command named it, `pm_…`: it pays nothing at anybody else's. It is
 /// handed on to the provider and never stored; Debug does not show it.
@@ -50,24 +52,26 @@ pub fn refuse_card_numbers(field: &str, text: &str) -> Result<()> {
     }
 }
 
-/// Whether a run of digits, with single spaces, dots or dashes between them or none, has the length and the check digit of a card
-/// number.
+/// Whether groups of digits, with spaces, dots or dashes between them or none, make up a number with the length and the check
+/// digit of a card's.
 #[must_use]
 pub fn holds_card_number(text: &str) -> bool {
+    text.split(|c: char| !c.is_ascii_digit() && !SEPARATORS.contains(&c)).any(|run| {
+        let groups: Vec<Vec<u32>> = run.split(SEPARATORS).map(|group| group.chars().filter_map(|c| c.to_digit(10)).collect()).collect();
+        (0..groups.len()).any(|first| begins_card_number(&groups[first..]))
+    })
+}
+
+/// Whether the first of these groups, or the first few together, are a card number.
+fn begins_card_number(groups: &[Vec<u32>]) -> bool {
     let mut digits = Vec::new();
-    let mut separated = false;
-    for c in text.chars().chain(std::iter::once('\n')) {
-        match c.to_digit(10) {
-            Some(digit) => {
-                digits.push(digit);
-                separated = false;
-            }
-            None if matches!(c, ' ' | '-' | '.') && !separated => separated = true,
-            None if is_card_number(&digits) => return true,
-            None => {
-                digits.clear();
-                separated = false;
-            }
+    for group in groups {
+        digits.extend(group);
+        if digits.len() > *CARD_DIGITS.end() {
+            return false;
+        }
+        if is_card_number(&digits) {
+            return true;
         }
     }
     false
@@ -93,6 +97,8 @@ mod tests {
             "378282246310005",
             "6304 0000 0000 0000 000",
             "pm_4242424242424242",
+            "1 4242424242424242 2",
+            "1-4242-4242-4242-4242-12",
             "card: 4242.4242.4242.4242, please",
         ] {
             assert!(holds_card_number(text), "{text}");

@@ -5,7 +5,7 @@ use super::receive::{Received, receive, release};
 use super::store::{Partial, default_target};
 use super::{Device, blocking};
 use crate::{log, receipts};
-use chipbound_wire::api::{Account, OrderState, Settled};
+use chipbound_wire::api::{Account, OrderState, Payment, Settled};
 use chipbound_wire::certificate::Trust;
 use chipbound_wire::documents::{Confirmation, Receipt, ReleaseToken};
 use chipbound_wire::signed::{Verified, read_claims};
@@ -50,6 +50,8 @@ pub struct Wish {
     pub target: Option<PathBuf>,
     /// Buy even if this release was bought for this processor before.
     pub again: bool,
+    /// How it is paid.
+    pub payment: Payment,
 }
 
 /// A delivery that ended well.
@@ -110,7 +112,7 @@ pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
     };
     let (delivered, in_log) = match order.state {
         OrderState::Confirmed => {
-            device.api.agree(&confirmation.order, confirmation.digest()).await?;
+            device.api.agree(&confirmation.order, confirmation.digest(), wish.payment.clone()).await?;
             device.story.step(1002, &format!("agreed: {} held, nothing taken", confirmation.price), json!({ "held": confirmation.price }));
             carry(device, &confirmation, &trust, &errand).await
         }

@@ -12,7 +12,7 @@ use crate::client::deliver::{Delivered, Wanted, Wish, buy};
 use crate::home::{Home, Session};
 use crate::receipts;
 use crate::verbs::bytes;
-use chipbound_wire::api::Published;
+use chipbound_wire::api::{Payment, Published};
 use chipbound_wire::random::fresh;
 use chipbound_wire::suite::Format;
 use chipbound_wire::{Code, Hex, Refusal, Result, SystemRandom};
@@ -112,6 +112,7 @@ async fn tell(teller: &Teller, exe: &Path, folder: &Path, arguments: &Arguments)
         max_price: Some(PRICE.parse()?),
         target: Some(world.path(&format!("bought/{}", program.name))),
         again: false,
+        payment: Payment::Prepaid,
     };
     chipbound_host::files::create_private_folder(&world.path("bought"))?;
     let socket = world.sockets[0].clone();

@@ -12,7 +12,9 @@ use crate::output::Output;
 use crate::receipts;
 use chipbound_processor::line::SLOWEST;
 use chipbound_transport::ServerTrust;
+use chipbound_wire::api::Payment;
 use chipbound_wire::control::WaitingDelivery;
+use chipbound_wire::payment::{CardToken, refuse_card_numbers};
 use chipbound_wire::suite::KeyMode;
 use chipbound_wire::{Amount, Code, KeyId, OrderId, Refusal, Result};
 use clap::Subcommand;
@@ -97,6 +99,10 @@ pub enum Verb {
         /// Pay for another order of a release that was bought for this processor before
         #[arg(long)]
         again: bool,
+        /// How to pay: prepaid, from the account's money, or card:TOKEN, the payment method (pm_…) that the card provider's own form
+        /// gave; never a card's number
+        #[arg(long, value_name = "HOW", default_value = "prepaid")]
+        pay: String,
     },
     /// List the downloads that were cut short or paused and wait on this machine to go on
     #[command(
@@ -166,16 +172,17 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
         Verb::Catalogue => catalogue(&home, output).await,
         Verb::Balance => balance(&home, output).await,
         Verb::Cancel { order } => cancel(&home, output, &order).await,
-        Verb::Buy { programs, version, output: target, key_mode, line, max_price, again } => {
+        Verb::Buy { programs, version, output: target, key_mode, line, max_price, again, pay } => {
             if programs.len() > 1 && (version.is_some() || target.is_some()) {
                 return Err(Refusal::new(Code::Conflict, "a version and a file are of one program: buy it by itself"));
             }
+            let payment = payment(&pay)?;
             let (session, api) = logged_in(&home)?;
             let socket = home.processor(common.processor.as_deref());
             let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
             for program in programs {
-                let (version, target, line) = (version.clone(), target.clone(), line.wanted());
-                let wish = Wish { program, version, key_mode, line, max_price, target, again };
+                let (version, target, line, payment) = (version.clone(), target.clone(), line.wanted(), payment.clone());
+                let wish = Wish { program, version, key_mode, line, max_price, target, again, payment };
                 delivered(output, &buy(&device, &wish).await?);
             }
             Ok(())
@@ -257,6 +264,16 @@ fn rate(text: &str) -> std::result::Result<u32, String> {
     };
     let rate = number.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).and_then(|n| u32::try_from(n).ok());
     rate.filter(|rate| *rate >= SLOWEST).ok_or_else(|| "a rate is a number of bytes a second, such as 5M or 800K; at least 16K".to_owned())
+}
+
+/// `prepaid` or `card:TOKEN`. A card's number is refused before anything is sent, and the text is never repeated.
+fn payment(text: &str) -> Result<Payment> {
+    refuse_card_numbers("--pay", text)?;
+    match text.strip_prefix("card:") {
+        Some(token) => Ok(Payment::Card(token.parse::<CardToken>()?.as_str().to_owned())),
+        None if text == "prepaid" => Ok(Payment::Prepaid),
+        None => Err(Refusal::new(Code::ConfigInvalid, "--pay is prepaid or card:TOKEN")),
+    }
 }
 
 fn delivered(output: &Output, delivered: &Delivered) {
@@ -369,4 +386,22 @@ async fn balance(home: &Home, output: &Output) -> Result<()> {
     let text = if lines.is_empty() { "no money yet".to_owned() } else { lines.join("\n") };
     output.result(text, &json!(account));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payment_is_the_accounts_or_a_token_and_a_cards_number_is_refused_without_being_repeated() {
+        assert_eq!(payment("prepaid").expect("the account's"), Payment::Prepaid);
+        assert_eq!(payment("card:pm_card_visa").expect("a token"), Payment::Card("pm_card_visa".to_owned()));
+        for text in ["card:4242424242424242", "4242 4242 4242 4242", "card:pm_4242424242424242"] {
+            let refusal = payment(text).expect_err(text);
+            assert!(refusal.code == Code::CardNumber && !refusal.detail.contains("4242"), "{refusal}");
+        }
+        for text in ["card", "card:", "cash", ""] {
+            payment(text).expect_err(text);
+        }
+    }
 }

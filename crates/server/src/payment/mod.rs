@@ -2,11 +2,13 @@
 //!
 //! - [`Provider`]: what an order asks of one, [`Outcome`]: what it may answer;
 //! - [`cards`]: a provider in the shape of Stripe's PaymentIntents, reached over HTTPS;
+//! - [`config`]: the section `[payment]`;
 //! - [`webhook`]: what that provider tells of its own accord, signed.
 //!
 //! What it does not do: it decides nothing about an order and writes nothing; a card's number never comes here.
 
 pub mod cards;
+pub mod config;
 mod judge;
 pub mod webhook;
 
@@ -14,6 +16,20 @@ use chipbound_wire::payment::CardToken;
 use chipbound_wire::{Amount, Code, OrderId, Refusal, Time};
 use std::future::Future;
 use std::pin::Pin;
+
+/// The card provider as a server uses it.
+pub struct CardPayments {
+    /// Whom to ask.
+    pub provider: Box<dyn Provider>,
+    /// What it tells; none where its events are not taken.
+    pub webhooks: Option<webhook::Webhooks>,
+}
+
+impl std::fmt::Debug for CardPayments {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CardPayments(…)")
+    }
+}
 
 /// What a provider answered.
 #[derive(Clone, PartialEq, Eq, Debug)]

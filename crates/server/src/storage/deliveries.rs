@@ -4,7 +4,7 @@ use super::books::Books;
 use super::log::{self, Opened};
 use super::sql::{Row, Tx, all, first, number, signed, unreadable, values};
 use super::states::{refusal, step};
-use super::{Deliveries, Delivery, ReceiptEntry, SettledOrder, Settlement, Settling, StoredOrder, ledger, orders};
+use super::{Deliveries, Delivery, ReceiptEntry, SettledOrder, Settlement, Settling, StoredOrder, ledger, orders, payments};
 use chipbound_wire::api::OrderState;
 use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, Time};
 use std::collections::HashMap;
@@ -200,6 +200,7 @@ fn request_capture(tx: &dyn Tx, order: &mut StoredOrder, key: &str) -> Result<St
 /// Takes the price, once: the ledger's entry, the number, the receipt that says so, and its place in the log.
 fn capture(tx: &dyn Tx, order: &mut StoredOrder, settling: &Settling, entered: &mut Entered) -> Result<()> {
     let at = settling.settlement.at;
+    payments::check_taken(tx, order.order)?;
     step(order, OrderState::Captured)?;
     let entry = ledger::capture(tx, order, &settling.settlement.shares, at)?;
     let log = match &mut entered.log {

@@ -2,9 +2,14 @@
 //! database's own triggers (`migrations/`), which also keep what the postings of a book come to.
 
 use super::sql::{Row, Tx, all, first, signed, unreadable, values};
-use super::{BookBalance, Shares, Statement, StatementLine, StoredOrder};
+use super::{BookBalance, Shares, Statement, StatementLine, StoredOrder, payments};
 use chipbound_wire::api::Balance;
 use chipbound_wire::{AccountId, Amount, Code, Currency, OrderId, Refusal, Result, Time};
+
+/// What a customer is free to spend.
+const FUNDS: &str = "funds";
+/// What the card provider owes us, negative.
+const CARD: &str = "card";
 
 /// One line of an entry.
 struct Posting {
@@ -28,24 +33,40 @@ pub(super) fn deposit(tx: &dyn Tx, account: AccountId, amount: Amount, at: Time)
     enter(tx, &Entry { kind: "deposit", order: None, round: 0, note: "", at }, amount.currency, &postings).map(drop)
 }
 
-/// From the customer's funds to what is held for the order, in the round that the order counts; [`Code::InsufficientFunds`].
+/// From the customer's funds, or what the card provider owes us, to what is held for the order, in the round that the order counts;
+/// [`Code::InsufficientFunds`], and where a card is to pay the refusals of [`payments::by_card`].
 pub(super) fn hold(tx: &dyn Tx, order: &StoredOrder, at: Time) -> Result<()> {
-    let (customer, price) = (order.account, order.price);
+    let by_card = payments::by_card(tx, order.order)?;
+    if !by_card {
+        check_funds(tx, order.account, order.price)?;
+    }
+    let minor = signed(order.price.minor)?;
+    let postings = [posting(if by_card { CARD } else { FUNDS }, order.account, -minor), posting("held", order.account, minor)];
+    enter(tx, &Entry::of(order, "hold", at), order.price.currency, &postings).map(drop)
+}
+
+/// Where the order's last hold came from, and goes back to.
+fn source(tx: &dyn Tx, order: &StoredOrder) -> Result<&'static str> {
+    let find = "SELECT p.book FROM postings p JOIN entries e USING (entry)
+                WHERE e.order_id = $1 AND e.kind = 'hold' AND e.round = $2 AND p.book <> 'held'";
+    let book = first(tx, find, values![&order.order, signed(order.holds)?], |row| row.text("book"))?;
+    [FUNDS, CARD].into_iter().find(|known| book.as_deref() == Some(*known)).ok_or_else(unreadable)
+}
+
+fn check_funds(tx: &dyn Tx, customer: AccountId, price: Amount) -> Result<()> {
     let funds = "SELECT minor FROM balances WHERE account = $1 AND book = 'funds' AND currency = $2 FOR UPDATE";
     tx.lock(funds, values![&customer, price.currency.as_str()])?;
     let available = balance(tx, customer, price.currency)?.available;
     if available.minor < price.minor {
         return Err(Refusal::new(Code::InsufficientFunds, format!("the price is {price}, the balance {available}")));
     }
-    let minor = signed(price.minor)?;
-    let postings = [posting("funds", customer, -minor), posting("held", customer, minor)];
-    enter(tx, &Entry::of(order, "hold", at), price.currency, &postings).map(drop)
+    Ok(())
 }
 
-/// What is held for the order back to the customer's funds.
+/// What is held for the order back to where it came from.
 pub(super) fn release(tx: &dyn Tx, order: &StoredOrder, at: Time) -> Result<()> {
     let minor = signed(order.price.minor)?;
-    let postings = [posting("held", order.account, -minor), posting("funds", order.account, minor)];
+    let postings = [posting("held", order.account, -minor), posting(source(tx, order)?, order.account, minor)];
     enter(tx, &Entry::of(order, "release", at), order.price.currency, &postings).map(drop)
 }
 
@@ -62,13 +83,14 @@ pub(super) fn capture(tx: &dyn Tx, order: &StoredOrder, shares: &Shares, at: Tim
     enter(tx, &Entry::of(order, "capture", at), order.price.currency, &postings)
 }
 
-/// What was captured for the order back to the customer's funds, from wherever it went.
+/// What was captured for the order back to where its hold came from, from wherever it went.
 pub(super) fn refund(tx: &dyn Tx, order: &StoredOrder, note: &str, at: Time) -> Result<()> {
     let captured =
         "SELECT p.book, p.account, p.minor FROM postings p JOIN entries e USING (entry) WHERE e.order_id = $1 AND e.kind = 'capture'";
+    let source = source(tx, order)?;
     let mut postings = all(tx, captured, values![&order.order], |row| {
         let book = match row.text("book")?.as_str() {
-            "held" => "funds",
+            "held" => source,
             "revenue" => "revenue",
             "fees" => "fees",
             "tax" => "tax",

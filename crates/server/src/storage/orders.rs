@@ -3,7 +3,7 @@
 use super::books::Books;
 use super::sql::{Row, Tx, all, first, number, signed, values};
 use super::states::{refusal, step};
-use super::{NewOrder, NewTicket, Orders, StoredOrder, Unsettled, accounts, ledger};
+use super::{NewOrder, NewTicket, Orders, StoredOrder, Unsettled, accounts, ledger, payments};
 use chipbound_wire::api::OrderState;
 use chipbound_wire::{AccountId, Code, Digest, KeyId, OrderId, Refusal, Result, Time};
 
@@ -77,6 +77,14 @@ pub(super) fn hold(tx: &dyn Tx, order: &mut StoredOrder, now: Time) -> Result<()
     ledger::hold(tx, order, now)
 }
 
+/// Refuses an agreement to anything but this order's signed confirmation.
+pub(super) fn check_agreement(order: &StoredOrder, confirmation: Digest) -> Result<()> {
+    match Digest::of(&order.confirmation) == confirmation {
+        true => Ok(()),
+        false => Err(Refusal::new(Code::TermsMismatch, "the agreement is to another confirmation than this order's")),
+    }
+}
+
 /// Refuses an order that ran out, whether or not its hold was given back yet.
 pub(super) fn check_running(order: &StoredOrder, now: Time) -> Result<()> {
     if order.state.runs_out() && now > order.expires_at {
@@ -105,9 +113,7 @@ impl Orders for Books {
     async fn authorise(&self, account: AccountId, order: OrderId, confirmation: Digest, now: Time) -> Result<StoredOrder> {
         let authorise = move |tx: &dyn Tx| {
             let mut order = locked(tx, account, order)?;
-            if Digest::of(&order.confirmation) != confirmation {
-                return Err(Refusal::new(Code::TermsMismatch, "the agreement is to another confirmation than this order's"));
-            }
+            check_agreement(&order, confirmation)?;
             check_running(&order, now)?;
             match order.state {
                 OrderState::Confirmed => {
@@ -198,6 +204,7 @@ impl Orders for Books {
             if order.state != OrderState::Refunded {
                 step(&mut order, OrderState::Refunded)?;
                 ledger::refund(tx, &order, &note, at)?;
+                payments::give_back(tx, order.order)?;
                 save(tx, &order)?;
             }
             Ok(order)
@@ -226,12 +233,13 @@ impl Orders for Books {
     }
 }
 
-/// Ends an order that was not acknowledged, and gives back what is held for it.
-fn end(tx: &dyn Tx, order: &mut StoredOrder, to: OrderState, now: Time) -> Result<()> {
+/// Ends an order whose price was not taken, and gives back what is held for it.
+pub(super) fn end(tx: &dyn Tx, order: &mut StoredOrder, to: OrderState, now: Time) -> Result<()> {
     let held = order.state != OrderState::Confirmed;
     step(order, to)?;
     if held {
         ledger::release(tx, order, now)?;
+        payments::give_back(tx, order.order)?;
     }
     save(tx, order)
 }

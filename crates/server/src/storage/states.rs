@@ -7,7 +7,7 @@ use chipbound_wire::api::OrderState::{
 use chipbound_wire::{Code, Refusal, Result};
 
 /// Every legal step, from and to.
-pub(super) const STEPS: [(OrderState, OrderState); 15] = [
+pub(super) const STEPS: [(OrderState, OrderState); 16] = [
     (Confirmed, Authorised),
     (Confirmed, Cancelled),
     (Confirmed, Expired),
@@ -20,6 +20,7 @@ pub(super) const STEPS: [(OrderState, OrderState); 15] = [
     (Expired, Acknowledged), // Late, and the price could be held once more.
     (Acknowledged, CaptureRequested),
     (CaptureRequested, Captured),
+    (CaptureRequested, Expired), // The card provider's own hold had ended.
     (Captured, Released),
     (Captured, Refunded),
     (Released, Refunded),

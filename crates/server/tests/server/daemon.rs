@@ -228,7 +228,7 @@ pub(crate) async fn buy(client: &Client, token: &str, processor: KeyId, key_mode
     let new = NewOrder { program: "tool".to_owned(), version: None, processor, key_mode };
     let key = Digest(chipbound_wire::random::fresh(&mut SystemRandom)).to_string();
     let order: Order = client.post_json("/v1/orders", Some(token), &[(IDEMPOTENCY_HEADER, &key)], &new).await.unwrap();
-    let agreement = Agreement { confirmation: Digest::of(&order.confirmation.0) };
+    let agreement = Agreement { confirmation: Digest::of(&order.confirmation.0), payment: Payment::Prepaid };
     client.post_json(&format!("/v1/orders/{}/agreement", order.order), Some(token), &[], &agreement).await.unwrap()
 }
 

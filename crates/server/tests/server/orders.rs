@@ -4,7 +4,7 @@ use crate::processor::Processor;
 use crate::world::{World, code, eur, sample};
 use chipbound_server::config::Policy;
 use chipbound_server::storage::{Deliveries, Settlement, Shares};
-use chipbound_wire::api::{Account, Agreement, NewOrder, Order, OrderState};
+use chipbound_wire::api::{Account, Agreement, NewOrder, Order, OrderState, Payment};
 use chipbound_wire::bounded::List;
 use chipbound_wire::certificate::Role;
 use chipbound_wire::documents::{Acknowledgement, Confirmation, Manifest};
@@ -76,7 +76,7 @@ async fn agreeing_without_money_or_to_another_confirmation_is_refused() {
     let refusal = ann.agree(&order).await.unwrap_err();
     assert_eq!(refusal.code, Code::InsufficientFunds);
     assert!(refusal.detail.contains("10.01 EUR") && refusal.detail.contains("10.00 EUR"), "{}", refusal.detail);
-    let other = Agreement { confirmation: Digest::of(b"another") };
+    let other = Agreement { confirmation: Digest::of(b"another"), payment: Payment::Prepaid };
     let path = format!("/v1/orders/{}/agreement", order.order);
     assert_eq!(code(ann.post::<Order>(&path, &other).await), Code::TermsMismatch);
     assert_eq!(ann.money().await, (1000, 0));

@@ -89,7 +89,7 @@ async fn what_the_first_path_refuses_is_in_the_servers_log_in_the_customers_word
     }
     log.agrees(place(&client, &ann, "unknown", processor.id()).await, Code::UnknownProgram, "an unknown program").await;
     let order = place(&client, &bob, "tool", processor.id()).await.unwrap();
-    let agreement = Agreement { confirmation: Digest::of(&order.confirmation.0) };
+    let agreement = Agreement { confirmation: Digest::of(&order.confirmation.0), payment: Payment::Prepaid };
     let refused = post::<Order>(&client, &bob, &format!("/v1/orders/{}/agreement", order.order), &agreement).await;
     log.agrees(refused, Code::InsufficientFunds, "no money").await;
 

@@ -5,6 +5,7 @@ use chipbound_host::Kek;
 use chipbound_server::config::Policy;
 use chipbound_server::keys::{ServerKeys, SharedKeys};
 use chipbound_server::log_key::LogSigner;
+use chipbound_server::payment::CardPayments;
 use chipbound_server::storage::Accounts;
 use chipbound_server::storage::{Books, Location};
 use chipbound_server::{Parts, Server, accounts, api, blobs::Blobs, line};
@@ -82,17 +83,22 @@ impl World {
     /// A server with the customers ann (10 EUR) and bob (10 EUR), the vendors vera and vito, the operator olga and
     /// the auditor otto.
     pub(crate) async fn with(policy: Policy) -> Self {
-        Self::at(None, policy).await
+        Self::at(None, policy, None).await
     }
 
     /// The same with its books on a PostgreSQL server.
     pub(crate) async fn on_postgres() -> Self {
         let cluster = Cluster::shared();
         let url = cluster.url(&cluster.create_database()).parse().unwrap();
-        Self::at(Some(Location::Postgres(Box::new(url), 4)), Policy::default()).await
+        Self::at(Some(Location::Postgres(Box::new(url), 4)), Policy::default(), None).await
     }
 
-    async fn at(location: Option<Location>, policy: Policy) -> Self {
+    /// A server that takes the cards of this provider.
+    pub(crate) async fn with_cards(cards: CardPayments) -> Self {
+        Self::at(None, Policy::default(), Some(cards)).await
+    }
+
+    async fn at(location: Option<Location>, policy: Policy, cards: Option<CardPayments>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(AtomicU64::new(chipbound_host::now().0));
         let pki = Pki::new(Time(clock.load(Ordering::Relaxed)));
@@ -122,6 +128,7 @@ impl World {
             kek: Kek::create(&folder.path().join("kek")).unwrap(),
             policy,
             clock: Arc::new(move || Time(ticking.load(Ordering::Relaxed))),
+            cards,
         })
         .unwrap();
 
@@ -232,7 +239,7 @@ impl User<'_> {
     }
 
     pub(crate) async fn agree(&self, order: &Order) -> Result<Order> {
-        let agreement = Agreement { confirmation: Digest::of(&order.confirmation.0) };
+        let agreement = Agreement { confirmation: Digest::of(&order.confirmation.0), payment: Payment::Prepaid };
         self.post(&format!("/v1/orders/{}/agreement", order.order), &agreement).await
     }
 

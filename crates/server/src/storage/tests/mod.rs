@@ -5,6 +5,7 @@ mod forms;
 mod log;
 mod money;
 mod orders;
+mod payments;
 mod rest;
 mod walks;
 
@@ -54,6 +55,8 @@ tests! {
     orders::a_settled_order_is_delivered_again_for_its_receipt_only,
     log::every_receipt_is_entered_in_the_log_and_proven_the_same_each_time,
     log::the_log_only_grows,
+    payments::a_card_is_asked_under_one_attempt_until_it_is_declined,
+    payments::what_a_card_holds_is_captured_only_when_it_was_taken_and_goes_back_to_the_card,
     rest::a_release_is_new_and_its_sequence_rises,
     rest::two_uploads_of_one_version_publish_it_once,
     rest::a_common_package_is_made_once,

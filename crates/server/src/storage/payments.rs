@@ -1,0 +1,155 @@
+//! Payments at the card provider: what was asked for, and what it confirmed.
+
+use super::books::Books;
+use super::sql::{Row, Tx, all, first, unreadable, values};
+use super::{Begun, OrderPayment, PaymentState, Payments, StoredOrder, orders};
+use chipbound_wire::api::OrderState;
+use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, Time};
+
+/// Payments in one answer of [`Payments::open_payments`].
+const PAGE: u32 = 64;
+
+const STATES: [PaymentState; 9] = [
+    PaymentState::Asked,
+    PaymentState::Undecided,
+    PaymentState::Held,
+    PaymentState::Declined,
+    PaymentState::Ending,
+    PaymentState::Ended,
+    PaymentState::Captured,
+    PaymentState::Refunding,
+    PaymentState::Refunded,
+];
+
+fn payment(row: &dyn Row) -> Result<OrderPayment> {
+    let state = row.text("payment_state")?;
+    Ok(OrderPayment {
+        order: OrderId(row.id("order_id")?),
+        amount: row.amount()?,
+        issued_at: Time(row.number("issued_at")?),
+        expires_at: Time(row.number("expires_at")?),
+        order_state: row.parsed("state")?,
+        attempt: u32::try_from(row.number("attempt")?).map_err(|_| unreadable())?,
+        state: STATES.into_iter().find(|s| s.as_str() == state).ok_or_else(unreadable)?,
+        reference: row.text("reference")?,
+    })
+}
+
+/// The payment of an order, if a card was ever to pay it.
+pub(super) fn find(books: &dyn Tx, order: OrderId) -> Result<Option<OrderPayment>> {
+    let find =
+        "SELECT o.order_id, o.price, o.currency, o.issued_at, o.expires_at, o.state, p.attempt, p.state AS payment_state, p.reference
+                FROM payments p JOIN orders o USING (order_id) WHERE o.order_id = $1";
+    first(books, find, values![&order], payment)
+}
+
+/// Whether the card provider holds the price of an order, and not the account's own money. Refuses with
+/// [`Code::PaymentPending`] while nobody knows, and with [`Code::OrderExpired`] where it gave its hold back.
+pub(super) fn by_card(tx: &dyn Tx, order: OrderId) -> Result<bool> {
+    match find(tx, order)?.map(|payment| payment.state) {
+        None | Some(PaymentState::Declined) => Ok(false),
+        Some(PaymentState::Held) => Ok(true),
+        Some(PaymentState::Asked | PaymentState::Undecided) => {
+            Err(Refusal::new(Code::PaymentPending, "the card provider has not confirmed that it holds the price"))
+        }
+        Some(_) => Err(Refusal::new(Code::OrderExpired, "the order ran out, and the card provider holds nothing for it any more")),
+    }
+}
+
+/// Refuses to capture the price of an order that the card provider did not confirm to have taken.
+pub(super) fn check_taken(tx: &dyn Tx, order: OrderId) -> Result<()> {
+    match find(tx, order)?.map(|payment| payment.state) {
+        None | Some(PaymentState::Declined | PaymentState::Captured) => Ok(()),
+        Some(_) => Err(Refusal::new(Code::PaymentPending, "the card provider has not confirmed that it took the price")),
+    }
+}
+
+/// The order came to nothing: what the card provider holds or took is to be given back.
+pub(super) fn give_back(tx: &dyn Tx, order: OrderId) -> Result<()> {
+    let change = "UPDATE payments SET state = CASE state WHEN 'held' THEN 'ending' ELSE 'refunding' END
+                  WHERE order_id = $1 AND state IN ('held', 'captured')";
+    tx.execute(change, values![&order]).map(drop)
+}
+
+impl Payments for Books {
+    async fn begin_payment(&self, account: AccountId, order: OrderId, confirmation: Digest, method: Digest, now: Time) -> Result<Begun> {
+        let begin = move |tx: &dyn Tx| {
+            let order = orders::locked(tx, account, order)?;
+            orders::check_agreement(&order, confirmation)?;
+            orders::check_running(&order, now)?;
+            begin(tx, &order, &method)
+        };
+        self.write(begin).await
+    }
+
+    async fn payment(&self, order: OrderId) -> Result<Option<OrderPayment>> {
+        self.read(move |books: &dyn Tx| find(books, order)).await
+    }
+
+    async fn payment_became(&self, known: &OrderPayment, state: PaymentState, reference: &str) -> Result<bool> {
+        let (known, reference) = (known.clone(), reference.to_owned());
+        let became = move |tx: &dyn Tx| {
+            orders::lock(tx, known.order)?;
+            let change = "UPDATE payments SET state = $1, reference = $2 WHERE order_id = $3 AND state = $4 AND attempt = $5";
+            let values = values![state.as_str(), &reference, &known.order, known.state.as_str(), known.attempt];
+            Ok(tx.execute(change, values)? == 1)
+        };
+        self.write(became).await
+    }
+
+    async fn payment_ended(&self, known: &OrderPayment, now: Time) -> Result<()> {
+        let known = known.clone();
+        let ended = move |tx: &dyn Tx| {
+            let mut order = orders::locked_of_anybody(tx, known.order)?;
+            let change = "UPDATE payments SET state = 'ended' WHERE order_id = $1 AND state = 'held'";
+            match tx.execute(change, values![&known.order])? {
+                0 => Ok(()), // Somebody else was faster.
+                _ => orders::end(tx, &mut order, OrderState::Expired, now),
+            }
+        };
+        self.write(ended).await
+    }
+
+    async fn open_payments(&self, after: OrderId) -> Result<Vec<OrderPayment>> {
+        let find =
+            "SELECT o.order_id, o.price, o.currency, o.issued_at, o.expires_at, o.state, p.attempt, p.state AS payment_state, p.reference
+                    FROM payments p JOIN orders o USING (order_id)
+                    WHERE p.state IN ('asked', 'undecided', 'ending', 'refunding') AND o.order_id > $1
+                      AND (p.state <> 'asked' OR o.state IN ('expired', 'cancelled'))
+                    ORDER BY o.order_id LIMIT $2";
+        self.read_long(move |books: &dyn Tx| all(books, find, values![&after, PAGE], payment)).await
+    }
+
+    async fn all_payments(&self, after: OrderId) -> Result<Vec<OrderPayment>> {
+        let find =
+            "SELECT o.order_id, o.price, o.currency, o.issued_at, o.expires_at, o.state, p.attempt, p.state AS payment_state, p.reference
+                    FROM payments p JOIN orders o USING (order_id) WHERE o.order_id > $1 ORDER BY o.order_id LIMIT $2";
+        self.read_long(move |books: &dyn Tx| all(books, find, values![&after, PAGE], payment)).await
+    }
+}
+
+/// Notes down what the provider is about to be asked for, before it is.
+fn begin(tx: &dyn Tx, order: &StoredOrder, method: &Digest) -> Result<Begun> {
+    if order.state != OrderState::Confirmed {
+        return Ok(Begun::Agreed);
+    }
+    let Some(before) = find(tx, order.order)? else {
+        let insert = "INSERT INTO payments (order_id, attempt, method, state, reference) VALUES ($1, 0, $2, 'asked', '')";
+        tx.execute(insert, values![&order.order, method])?;
+        return begun(tx, order.order);
+    };
+    if matches!(before.state, PaymentState::Declined | PaymentState::Ended) {
+        let again = "UPDATE payments SET state = 'asked', attempt = attempt + 1, method = $1, reference = '' WHERE order_id = $2";
+        tx.execute(again, values![method, &order.order])?;
+        return begun(tx, order.order);
+    }
+    let same = first(tx, "SELECT method FROM payments WHERE order_id = $1", values![&order.order], |row| row.id("method"))?;
+    if before.state == PaymentState::Asked && same != Some(method.0) {
+        return Err(Refusal::new(Code::PaymentPending, "another card is being asked for this order"));
+    }
+    Ok(Begun::Ask(before))
+}
+
+fn begun(tx: &dyn Tx, order: OrderId) -> Result<Begun> {
+    find(tx, order)?.map(Begun::Ask).ok_or_else(unreadable)
+}
