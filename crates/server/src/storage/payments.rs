@@ -89,7 +89,10 @@ impl Payments for Books {
     async fn payment_became(&self, known: &OrderPayment, state: PaymentState, reference: &str) -> Result<bool> {
         let (known, reference) = (known.clone(), reference.to_owned());
         let became = move |tx: &dyn Tx| {
-            orders::lock(tx, known.order)?;
+            let order = orders::locked_of_anybody(tx, known.order)?.state;
+            // Nobody waits any more for what the provider holds for an order that came to nothing meanwhile.
+            let over = state == PaymentState::Held && matches!(order, OrderState::Cancelled | OrderState::Expired);
+            let state = if over { PaymentState::Ending } else { state };
             let change = "UPDATE payments SET state = $1, reference = $2 WHERE order_id = $3 AND state = $4 AND attempt = $5";
             let values = values![state.as_str(), &reference, &known.order, known.state.as_str(), known.attempt];
             Ok(tx.execute(change, values)? == 1)
