@@ -3,10 +3,9 @@
 
 use std::fs;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use chipbound_loader::{Image, PageSource, Workshop};
+use chipbound_loader::{Image, PageSource};
 
 /// Size of the segment, bytes.
 const SEGMENT: u64 = 256 << 20;
@@ -61,9 +60,9 @@ impl PageSource for Large {
 
 #[test]
 fn a_large_program_is_built_in_little_memory() {
-    let source = Arc::new(Large::new());
+    let source = Large::new();
     let before = anonymous();
-    let image = Image::build(Arc::clone(&source) as Arc<dyn PageSource>, &Workshop::default()).unwrap();
+    let image = Image::build(&source).unwrap();
     assert_eq!(image.memory(), SEGMENT);
     let grown = source.peak.load(Ordering::Relaxed).max(anonymous()) - before;
     println!("{} MiB of program, {grown} KiB of memory beside its memory file", SEGMENT >> 20);

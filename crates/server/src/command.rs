@@ -1,6 +1,7 @@
-//! The server's verbs: `init`, `run`, `rotate`, `account add|deposit|list`.
+//! The server's verbs: `init`, `run`, `rotate`, `journal`, `audit`, `account add|deposit|list`.
 
 use crate::accounts::{MAX_PASSWORD, new_account};
+use crate::auditing::{self, Source};
 use crate::config::Config;
 use crate::init::{Wishes, init};
 use crate::openapi;
@@ -16,7 +17,7 @@ use chipbound_wire::api::AccountRole;
 use chipbound_wire::enrolment::Voucher;
 use chipbound_wire::limits::MAX_TEXT;
 use chipbound_wire::{Amount, Code, OrderId, Refusal, Result, Time};
-use std::io::{BufRead, IsTerminal, Read};
+use std::io::{BufRead, BufWriter, IsTerminal, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
@@ -74,9 +75,38 @@ pub enum Command {
         #[arg(long)]
         key: Which,
     },
+    /// Write the journal of the books, for an auditor, to standard output: all of it as it stands at one moment. It names no user and
+    /// holds no secret; a running server goes on meanwhile.
+    #[command(after_help = "Example:\n  chipbound server journal --config shop/server.toml > journal.jsonl")]
+    Journal {
+        /// The server's configuration.
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Recompute the books from their journal by an auditor of its own, and say what is wrong; the exit code says so too.
+    #[command(after_help = "Examples:\n  chipbound server audit --config shop/server.toml\n  \
+        chipbound server audit --journal journal.jsonl --root root.der")]
+    Audit(Audited),
     /// Accounts and their money, on the server's own machine.
     #[command(subcommand)]
     Account(AccountCommand),
+}
+
+/// What is audited.
+#[derive(Debug, clap::Args)]
+pub struct Audited {
+    /// The server's configuration: its books are audited as they stand, under its own authority.
+    #[arg(long, required_unless_present = "journal", conflicts_with_all = ["journal", "root"])]
+    config: Option<PathBuf>,
+    /// A journal that `journal` wrote.
+    #[arg(long, requires = "root")]
+    journal: Option<PathBuf>,
+    /// The root certificate (DER) of the authority under which the journal's documents are to be verified.
+    #[arg(long, requires = "journal")]
+    root: Option<PathBuf>,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 /// What the operator does with accounts.
@@ -200,9 +230,29 @@ pub fn execute(command: Command) -> Result<()> {
                 println!("Replaced; the new key is {name}. Start the server again.");
                 Ok(())
             }
+            Command::Journal { config } => {
+                let repository = books(&config).await?;
+                repository.journal(now(), BufWriter::new(std::io::stdout())).await?;
+                repository.close().await;
+                Ok(())
+            }
+            Command::Audit(audited) => {
+                let json = audited.json;
+                auditing::audit(audited.source()?, json).await
+            }
             Command::Account(command) => account(command).await,
         }
     })
+}
+
+impl Audited {
+    fn source(self) -> Result<Source> {
+        match self {
+            Self { config: Some(config), .. } => Ok(Source::Server(config)),
+            Self { journal: Some(journal), root: Some(root), .. } => Ok(Source::File { journal, root }),
+            _ => Err(Refusal::new(Code::ConfigInvalid, "name a configuration, or a journal and the root of its authority")),
+        }
+    }
 }
 
 /// Threads for the first path: half of the processors, at least two. The books and every delivery have threads of their own, and
@@ -311,7 +361,7 @@ async fn compare(config: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn books(config: &Path) -> Result<Books> {
+pub(crate) async fn books(config: &Path) -> Result<Books> {
     let location = Config::load(config)?.database()?;
     if let Location::File(path) = &location
         && !path.exists()

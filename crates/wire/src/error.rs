@@ -273,6 +273,8 @@ codes! {
     Database = "database", Environment, 500, "Look at the server's log and its disk.";
     /// The database was written by a newer version.
     DatabaseSchema = "database_schema", Environment, 500, "Run the version that wrote it, or a newer one; it was left as it is.";
+    /// An audit found that the books are not what they should be.
+    BooksInconsistent = "books_inconsistent", Us, 500, "Keep the journal, and do what stands at each finding.";
     /// A defect of this software.
     Internal = "internal", Us, 500, "Report it with the server's log.";
 }

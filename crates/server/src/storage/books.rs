@@ -2,6 +2,7 @@
 
 use super::Repository;
 use super::engine::{Postgres, Sqlite, Transaction};
+use super::sql::Tx;
 use chipbound_wire::Result;
 use sqlx::postgres::PgConnectOptions;
 use std::path::{Path, PathBuf};
@@ -82,6 +83,14 @@ impl Books {
         match &self.engine {
             Engine::Sqlite(sqlite) => sqlite.read_long(query).await,
             Engine::Postgres(postgres) => postgres.read(query).await,
+        }
+    }
+
+    /// Any number of queries that see the books as they stood at one moment; they may take their time. Never run again.
+    pub(super) async fn snapshot<T: Send + 'static>(&self, queries: impl FnOnce(&dyn Tx) -> Result<T> + Send + 'static) -> Result<T> {
+        match &self.engine {
+            Engine::Sqlite(sqlite) => sqlite.snapshot(queries).await,
+            Engine::Postgres(postgres) => postgres.snapshot(queries).await,
         }
     }
 

@@ -9,6 +9,7 @@ mod accounts;
 mod books;
 mod deliveries;
 mod engine;
+mod journal;
 mod ledger;
 mod log;
 mod orders;

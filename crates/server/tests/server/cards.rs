@@ -76,7 +76,7 @@ impl Shop {
     }
 
     /// The provider's book and ours tell the same: every receipt one capture, every capture one receipt, no money in between.
-    fn audit(&self) {
+    async fn audit(&self) {
         let payments = self.bank.payments();
         assert!(payments.iter().all(|p| p.captures <= 1), "a double charge: {payments:?}");
         let kept: u64 = payments.iter().map(|p| p.captured - p.refunded).sum();
@@ -87,6 +87,7 @@ impl Shop {
         let captures = payments.iter().map(|p| u64::from(p.captures)).sum::<u64>();
         assert_eq!(captures, self.books("SELECT count(*) FROM receipts JOIN payments USING (order_id)"), "a charge without a receipt");
         assert_eq!(captures, self.books("SELECT count(*) FROM payments WHERE state IN ('captured', 'refunded')"));
+        self.world.audit().await;
     }
 }
 
@@ -124,7 +125,7 @@ async fn a_card_is_charged_for_the_receipt_and_for_nothing_before() {
     let delivered = bob.receive(&prepaid, &shop.processor).await.unwrap();
     bob.acknowledge(prepaid.order, &delivered.acknowledgement).await.unwrap();
     assert_eq!((bob.money().await, shop.bank.payments().len()), ((750, 0), 1), "who pays from the account asks no card");
-    shop.audit();
+    shop.audit().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,7 +144,7 @@ async fn whatever_becomes_of_the_question_for_a_hold_one_hold_comes_of_it() {
         let held = shop.bank.payments().into_iter().filter(|p| p.order == order.order.to_string() && p.status == Status::RequiresCapture);
         assert_eq!(held.count(), 1, "{fault:?}");
     }
-    shop.audit();
+    shop.audit().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,7 +163,7 @@ async fn whatever_becomes_of_the_question_for_a_capture_no_token_leaves_before_t
         assert_eq!(shop.bank.payments()[number].captures, 1, "{fault:?}");
         shop.bank.no_more_faults();
     }
-    shop.audit();
+    shop.audit().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -178,7 +179,7 @@ async fn a_declined_card_holds_nothing_and_another_or_the_accounts_money_pays() 
     assert_eq!(code(pay(&ann, &other, "pm_card_chargeDeclined").await), Code::PaymentDeclined);
     ann.agree(&other).await.unwrap();
     assert_eq!(ann.money().await, (750, 500), "one held by the card, one of her own");
-    shop.audit();
+    shop.audit().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,7 +201,7 @@ async fn several_clients_of_one_order_make_one_hold_and_one_capture() {
     let (a, b, c) = tokio::join!(acknowledge(), acknowledge(), acknowledge());
     let settled = persist(async || acknowledge().await).await;
     assert!([a, b, c].into_iter().flatten().all(|other| other == settled));
-    shop.audit();
+    shop.audit().await;
 }
 
 fn code_or_ok<T>(outcome: Result<T>) -> Option<Code> {
@@ -228,7 +229,7 @@ async fn the_hold_of_an_order_that_ran_out_is_given_back_also_one_whose_answer_w
     let ann = shop.world.log_in("ann").await;
     assert_eq!(code(ann.acknowledge(held.order, &delivered.acknowledgement).await), Code::OrderExpired);
     assert_eq!(ann.money().await, (1000, 0));
-    shop.audit();
+    shop.audit().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,7 +248,7 @@ async fn a_capture_that_nobody_comes_back_for_is_driven_to_its_end_and_does_not_
     assert_eq!(shown.state, OrderState::Released);
     let settled = ann.acknowledge(order.order, &delivered.acknowledgement).await.unwrap();
     assert!(shop.processor.opens(&delivered, &settled.token.0, shop.world.now()).unwrap(), "who paid has the program");
-    shop.audit();
+    shop.audit().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -266,7 +267,7 @@ async fn a_refund_goes_back_to_the_card_and_not_to_the_account() {
     assert_eq!(shop.world.server.look_after_payments().await.unwrap(), 0);
     assert_eq!((shop.bank.payments()[0].refunded, ann.money().await), (250, (1000, 0)));
     assert_eq!(shop.books("SELECT count(*) FROM balances WHERE book = 'card' AND minor <> 0"), 0, "the provider owes nothing");
-    shop.audit();
+    shop.audit().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -279,7 +280,7 @@ async fn the_hold_of_a_cancelled_order_is_given_back_to_the_card() {
     assert_eq!((cancelled.state, ann.money().await), (OrderState::Cancelled, (1000, 0)));
     assert_eq!(shop.world.server.look_after_payments().await.unwrap(), 1);
     assert_eq!(shop.bank.payments()[0].status, Status::Canceled);
-    shop.audit();
+    shop.audit().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -291,7 +292,7 @@ async fn a_hold_that_the_provider_ended_is_refused_by_name_and_releases_nothing(
     assert_eq!(code(ann.acknowledge(order.order, &delivered.acknowledgement).await), Code::PaymentDeclined);
     assert_eq!(code(ann.acknowledge(order.order, &delivered.acknowledgement).await), Code::OrderExpired);
     assert_eq!(ann.money().await, (1000, 0));
-    shop.audit();
+    shop.audit().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -330,7 +331,7 @@ async fn events_repeated_late_and_out_of_order_change_nothing_and_a_forged_one_i
     let long = vec![b'x'; 64 * 1024 + 1];
     let status = post_signed(&shop.world.client, "/webhooks/cards", long.clone(), &signature(WEBHOOK_SECRET, now, &long)).await.unwrap();
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
-    shop.audit();
+    shop.audit().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -406,6 +407,6 @@ async fn under_faults_drawn_from_seeds_both_books_agree_at_the_end() {
         let payments = shop.bank.payments();
         assert_eq!(payments.iter().filter(|p| p.status == Status::Succeeded).count(), 4, "seed {seed}: {payments:?}");
         assert!(payments.iter().all(|p| p.status != Status::RequiresCapture), "seed {seed}: {payments:?}");
-        shop.audit();
+        shop.audit().await;
     }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod accounts;
+mod audit;
 mod cards;
 mod daemon;
 mod deliveries;

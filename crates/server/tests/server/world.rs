@@ -1,6 +1,7 @@
 //! One server in this process, its public key infrastructure, and what its users do.
 
 use crate::processor::{Delivered, Processor};
+use chipbound_auditor::Report;
 use chipbound_host::Kek;
 use chipbound_server::config::Policy;
 use chipbound_server::keys::{ServerKeys, SharedKeys};
@@ -88,9 +89,13 @@ impl World {
 
     /// The same with its books on a PostgreSQL server.
     pub(crate) async fn on_postgres() -> Self {
+        Self::on_postgres_with(Policy::default()).await
+    }
+
+    pub(crate) async fn on_postgres_with(policy: Policy) -> Self {
         let cluster = Cluster::shared();
         let url = cluster.url(&cluster.create_database()).parse().unwrap();
-        Self::at(Some(Location::Postgres(Box::new(url), 4)), Policy::default(), None).await
+        Self::at(Some(Location::Postgres(Box::new(url), 4)), policy, None).await
     }
 
     /// A server that takes the cards of this provider.
@@ -156,6 +161,18 @@ impl World {
         self.clock.fetch_add(seconds, Ordering::Relaxed);
         let fresh = self.pki.revocations_until(&[], self.now().after(3600));
         self.trust.replace(self.pki.trust().with_revocations(&fresh).unwrap());
+    }
+
+    /// The journal as it stands, line by line.
+    pub(crate) async fn journal(&self) -> Vec<u8> {
+        self.repository.journal(self.now(), Vec::new()).await.unwrap()
+    }
+
+    /// The independent auditor has nothing to say against the books.
+    pub(crate) async fn audit(&self) -> Report {
+        let report = chipbound_auditor::audit(self.journal().await.as_slice(), &self.pki.trust()).unwrap();
+        assert!(report.is_clean(), "{}", report.text());
+        report
     }
 
     pub(crate) async fn log_in(&self, user: &str) -> User<'_> {

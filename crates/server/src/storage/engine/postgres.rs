@@ -27,14 +27,12 @@ const STATEMENTS: usize = 256;
 const ATTEMPTS: u32 = 12;
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
-/// What bounds a statement, a wait for a lock, and a transaction whose server instance stands still. Every statement finds its rows by
-/// a key, so that one plan is as good as another: it is made once.
-const SESSION: [(&str, &str); 4] = [
-    ("statement_timeout", "60s"),
-    ("lock_timeout", "20s"),
-    ("idle_in_transaction_session_timeout", "60s"),
-    ("plan_cache_mode", "force_generic_plan"),
-];
+/// How a transaction that writes begins.
+const WRITING: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+/// How queries begin that see the books as they stood at one moment.
+const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+/// What bounds a statement, a wait for a lock, and a transaction whose server instance stands still.
+const SESSION: [(&str, &str); 3] = [("statement_timeout", "60s"), ("lock_timeout", "20s"), ("idle_in_transaction_session_timeout", "60s")];
 
 /// A transaction waiting for a connection.
 type Job = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -93,7 +91,15 @@ impl Postgres {
     /// Runs a transaction: what it changed is on the disk when this returns, or it was refused and changed nothing. Where the caller
     /// goes away meanwhile it happens whole or not at all.
     pub(in crate::storage) async fn write<T: Send + 'static>(&self, transaction: impl Transaction<T>) -> Result<T> {
-        self.run(move |worker| worker.again(|worker| worker.transact(&transaction))).await
+        self.run(move |worker| worker.again(|worker| worker.transact(WRITING, |tx| transaction(tx)))).await
+    }
+
+    /// Runs queries that all see the books as they stood at one moment; once.
+    pub(in crate::storage) async fn snapshot<T: Send + 'static>(
+        &self,
+        queries: impl FnOnce(&dyn Tx) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.run(move |worker| worker.transact(SNAPSHOT, queries).map_err(|(refusal, _)| refusal)).await
     }
 
     async fn run<T: Send + 'static>(&self, job: impl FnOnce(&mut Worker) -> Result<T> + Send + 'static) -> Result<T> {
@@ -160,10 +166,14 @@ impl Worker {
         found.map_err(|refusal| (refusal, failure.unwrap_or(Failure::Wrong)))
     }
 
-    fn transact<T>(&mut self, transaction: &impl Transaction<T>) -> std::result::Result<T, (Refusal, Failure)> {
+    fn transact<T>(
+        &mut self,
+        begin: &'static str,
+        transaction: impl FnOnce(&dyn Tx) -> Result<T>,
+    ) -> std::result::Result<T, (Refusal, Failure)> {
         let connection = self.take()?;
         let session = Session { runtime: &self.runtime, connection: RefCell::new(connection), failure: Mutable::new(None) };
-        let outcome = session.raw("BEGIN ISOLATION LEVEL READ COMMITTED").and_then(|()| transaction(&session));
+        let outcome = session.raw(begin).and_then(|()| transaction(&session));
         let (outcome, failed_before) = match (outcome, session.failure.get()) {
             (Ok(done), None) => (session.raw("COMMIT").map(|()| done), false),
             (Ok(_), Some(_)) => (Err(lost()), true), // A failed statement ends its transaction, whoever looked away.
@@ -252,8 +262,8 @@ impl Tx for Session<'_> {
         Ok(())
     }
 
-    fn query_locked(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()> {
-        self.query(statement, values, read)
+    fn lock(&self, statement: &'static str, values: &[Value<'_>]) -> Result<()> {
+        self.rows(statement, values).map(drop)
     }
 
     fn alone(&self, lock: Lock) -> Result<()> {

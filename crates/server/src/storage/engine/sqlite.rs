@@ -85,6 +85,20 @@ impl Sqlite {
         tokio::task::spawn_blocking(move || readers.read(query)).await.map_err(|e| lost().because(e))?
     }
 
+    /// Runs queries that all see the books as they stood at one moment.
+    pub(in crate::storage) async fn snapshot<T: Send + 'static>(
+        &self,
+        queries: impl FnOnce(&dyn Tx) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let readers = self.readers.clone();
+        let snapshot = move || {
+            let connection = readers.reader()?;
+            let tx = rusqlite::Transaction::new_unchecked(&connection, TransactionBehavior::Deferred).map_err(|e| failed(&e))?;
+            queries(&*tx)
+        };
+        tokio::task::spawn_blocking(snapshot).await.map_err(|e| lost().because(e))?
+    }
+
     /// Runs a transaction: what it changed is on the disk when this returns, or it was refused and changed nothing. Where the caller
     /// goes away meanwhile it happens whole or not at all.
     pub(in crate::storage) async fn write<T: Send + 'static>(&self, transaction: impl Transaction<T>) -> Result<T> {
@@ -169,8 +183,8 @@ impl Tx for Connection {
         Ok(())
     }
 
-    fn query_locked(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()> {
-        self.query(statement.trim_end_matches(" FOR UPDATE"), values, read) // There is one writer.
+    fn lock(&self, _: &'static str, _: &[Value<'_>]) -> Result<()> {
+        Ok(()) // There is one writer.
     }
 
     fn alone(&self, _: Lock) -> Result<()> {
