@@ -4,6 +4,7 @@ use crate::Outcome;
 use crate::primitives::seconds;
 use crate::stats::Series;
 use chipbound_server::log_key::LogSigner;
+use chipbound_server::sequencer::Sequencer;
 use chipbound_server::storage::Books;
 use chipbound_server::storage::{
     Accounts, Deliveries, Delivery, NewAccount, NewOrder, NewTicket, Orders, PendingUpload, Releases, Settlement, Settling, Shares,
@@ -22,9 +23,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 const NOW: Time = Time(1_800_000_000);
-const BUYER: AccountId = AccountId([1; 16]);
-const TOKEN: Digest = Digest([18; 32]);
-const VENDOR: AccountId = AccountId([2; 16]);
+const VENDOR: AccountId = AccountId([0xff; 16]);
 /// Bytes of a signed document of the usual size, its certificates in it.
 const DOCUMENT: usize = 1500;
 /// Tickets of one order at once.
@@ -45,12 +44,12 @@ pub(crate) struct PerOrder {
 pub(crate) fn measure(folder: &Path, orders: usize) -> Outcome<PerOrder> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let repository = Books::open_file(&folder.join("measured.db")).await?;
-        let release = prepare(&repository, orders as u64).await?;
-        let log = log_signer()?;
+        let shop = Shop::open(repository.clone(), 1, orders as u64).await?;
         let mut spent = PerOrder::default();
         for _ in 0..orders {
             let (begun, cpu) = (Instant::now(), seconds(ClockId::ProcessCPUTime));
-            one_order(&repository, &release, &log).await?;
+            shop.requests(0).await?;
+            shop.one_order(0).await?;
             spent.wall.push(begun.elapsed().as_secs_f64() * 1e3);
             spent.cpu.push((seconds(ClockId::ProcessCPUTime) - cpu) * 1e3);
         }
@@ -59,15 +58,85 @@ pub(crate) fn measure(folder: &Path, orders: usize) -> Outcome<PerOrder> {
     })
 }
 
-/// Two accounts, one release, and the money for all orders.
-async fn prepare(repository: &Books, orders: u64) -> Outcome<StoredRelease> {
-    for (account, user, role) in [(BUYER, "buyer", AccountRole::Customer), (VENDOR, "vendor", AccountRole::Vendor)] {
-        let new = NewAccount { account, user: user.to_owned(), role, password: "none".to_owned(), created_at: NOW };
-        repository.add_account(&new).await?;
+/// Books with a vendor, a release and customers with money.
+pub(crate) struct Shop {
+    repository: Books,
+    sequencer: Sequencer<Books>,
+    release: StoredRelease,
+    log: Arc<LogSigner>,
+    customers: Vec<(AccountId, Digest)>,
+}
+
+impl Shop {
+    /// Makes them, with the money for so many orders of each customer.
+    pub(crate) async fn open(repository: Books, customers: u8, orders: u64) -> Outcome<Self> {
+        let price: Amount = "1.00 EUR".parse()?;
+        let account =
+            |account, user: &str, role| NewAccount { account, user: user.to_owned(), role, password: "none".to_owned(), created_at: NOW };
+        repository.add_account(&account(VENDOR, "vendor", AccountRole::Vendor)).await?;
+        let customers: Vec<_> = (0..customers).map(|n| (AccountId([n; 16]), Digest([n; 32]))).collect();
+        for (customer, token) in &customers {
+            let user = format!("buyer-{}", customer.0[0]);
+            repository.add_account(&account(*customer, &user, AccountRole::Customer)).await?;
+            repository.open_session(*customer, *token, NOW.after(3600), 1).await?;
+            repository.deposit(&user, Amount { minor: price.minor * orders, ..price }, NOW).await?;
+        }
+        let release = publish(&repository, price).await?;
+        let sequencer = Sequencer::new(repository.clone());
+        Ok(Self { repository, sequencer, release, log: log_signer()?, customers })
     }
-    repository.open_session(BUYER, TOKEN, NOW.after(3600), 1).await?;
-    let price: Amount = "1.00 EUR".parse()?;
-    repository.deposit("buyer", Amount { minor: price.minor * orders, ..price }, NOW).await?;
+
+    /// What the requests of one delivery ask of storage besides the order: who asks, and what there is to buy.
+    async fn requests(&self, customer: usize) -> Outcome<()> {
+        let (repository, (buyer, token)) = (&self.repository, self.customers[customer]);
+        for _ in 0..REQUESTS {
+            repository.session(token, NOW).await?;
+        }
+        repository.balances(buyer).await?;
+        repository.catalogue("", 256).await?;
+        repository.find_release("sample", None).await?;
+        Ok(())
+    }
+
+    /// What the server asks of its storage for one order, in this order.
+    pub(crate) async fn one_order(&self, customer: usize) -> Outcome<()> {
+        let Self { repository, sequencer, release, log, customers } = self;
+        let (buyer, _) = customers[customer];
+        let confirmation = [vec![7; DOCUMENT], fresh::<16>(&mut SystemRandom).to_vec()].concat();
+        let order = OrderId(fresh(&mut SystemRandom));
+        repository.place_order(&new_order(order, buyer, release, &confirmation)).await?;
+        repository.authorise(buyer, order, Digest::of(&confirmation), NOW).await?;
+        let ticket = Digest(fresh(&mut SystemRandom));
+        let new = NewTicket { ticket, order, account: buyer, expires_at: NOW.after(60) };
+        repository.issue_ticket(&new, NOW, TICKETS).await?;
+        repository.redeem_ticket(ticket, Some(buyer), NOW).await?;
+        repository.release(release.manifest).await?;
+        let seal = [vec![8; DOCUMENT], order.0.to_vec()].concat();
+        let delivery = Delivery {
+            order,
+            terms: [vec![9; DOCUMENT], order.0.to_vec()].concat(),
+            wrap: vec![10; 1200],
+            kem: Kem::XWing,
+            sealing_key: vec![11; 1216],
+            release_secret: vec![12; 64],
+            content_key: vec![15; 64],
+            seal: seal.clone(),
+            created_at: NOW,
+        };
+        repository.record_delivery(&delivery).await?;
+        let seal = Digest::of(&seal);
+        repository.order(buyer, order).await?;
+        repository.delivery(order, seal).await?;
+        let (acknowledgement, token) = (vec![13; DOCUMENT], vec![14; DOCUMENT]);
+        let (shares, log) = (Shares::default(), log.clone());
+        let settlement = Settlement { order, account: buyer, seal, acknowledgement, token, shares, at: NOW, log };
+        sequencer.settle(Settling { settlement, receipt: Arc::new(|_| Ok(vec![15; DOCUMENT])) }).await?;
+        Ok(())
+    }
+}
+
+/// Publishes one release.
+async fn publish(repository: &Books, price: Amount) -> Outcome<StoredRelease> {
     let signed_manifest = vec![3; DOCUMENT];
     let release = StoredRelease {
         manifest: Digest::of(&signed_manifest),
@@ -102,50 +171,10 @@ fn log_signer() -> Outcome<Arc<LogSigner>> {
     Ok(Arc::new(LogSigner::generate(&receipt, "a/log", NOW)?.0))
 }
 
-/// What the server asks of its storage for one delivery, in this order.
-async fn one_order(repository: &Books, release: &StoredRelease, log: &Arc<LogSigner>) -> Outcome<()> {
-    let confirmation = [vec![7; DOCUMENT], fresh::<16>(&mut SystemRandom).to_vec()].concat();
-    let order = OrderId(fresh(&mut SystemRandom));
-    for _ in 0..REQUESTS {
-        repository.session(TOKEN, NOW).await?;
-    }
-    repository.balances(BUYER).await?;
-    repository.catalogue("", 256).await?;
-    repository.find_release("sample", None).await?;
-    repository.place_order(&new_order(order, release, &confirmation)).await?;
-    repository.authorise(BUYER, order, Digest::of(&confirmation), NOW).await?;
-    let ticket = Digest(fresh(&mut SystemRandom));
-    let new = NewTicket { ticket, order, account: BUYER, expires_at: NOW.after(60) };
-    repository.issue_ticket(&new, NOW, TICKETS).await?;
-    repository.redeem_ticket(ticket, Some(BUYER), NOW).await?;
-    repository.release(release.manifest).await?;
-    let seal = [vec![8; DOCUMENT], order.0.to_vec()].concat();
-    let delivery = Delivery {
-        order,
-        terms: [vec![9; DOCUMENT], order.0.to_vec()].concat(),
-        wrap: vec![10; 1200],
-        kem: Kem::XWing,
-        sealing_key: vec![11; 1216],
-        release_secret: vec![12; 64],
-        content_key: vec![15; 64],
-        seal: seal.clone(),
-        created_at: NOW,
-    };
-    repository.record_delivery(&delivery).await?;
-    let seal = Digest::of(&seal);
-    repository.order(BUYER, order).await?;
-    repository.delivery(order, seal).await?;
-    let (acknowledgement, token) = (vec![13; DOCUMENT], vec![14; DOCUMENT]);
-    let (shares, log) = (Shares::default(), log.clone());
-    let settlement = Settlement { order, account: BUYER, seal, acknowledgement, token, shares, at: NOW, log };
-    repository.settle(vec![Settling { settlement, receipt: Arc::new(|_| Ok(vec![15; DOCUMENT])) }]).await?;
-    Ok(())
-}
-
-fn new_order(order: OrderId, release: &StoredRelease, confirmation: &[u8]) -> NewOrder {
+fn new_order(order: OrderId, buyer: AccountId, release: &StoredRelease, confirmation: &[u8]) -> NewOrder {
     let order = StoredOrder {
         order,
-        account: BUYER,
+        account: buyer,
         manifest: release.manifest,
         seller: VENDOR,
         processor: KeyId([16; 32]),

@@ -7,6 +7,7 @@ mod database;
 mod delivery;
 mod instances;
 mod lab;
+mod ledger;
 mod machine;
 mod memory;
 mod nginx;
@@ -48,7 +49,7 @@ struct Options {
     /// What to measure.
     #[arg(value_enum, default_value_t = What::All)]
     what: What,
-    /// Rounds of delivery, deliveries of small, pairs of start; each has its own number if left out
+    /// Rounds of delivery and ledger, deliveries of small, pairs of start; each has its own number if left out
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
     /// Fewer rounds and smaller files: to see that everything runs
@@ -73,6 +74,8 @@ enum What {
     Running,
     /// Peak memory of each program while 1 GiB is published, delivered, opened and run
     Memory,
+    /// Settled orders per second on SQLite and PostgreSQL with 32 clients, against their bare commits
+    Ledger,
     /// Everything
     All,
 }
@@ -116,12 +119,13 @@ fn measure(options: &Options) -> Outcome<()> {
     check_space(folder.path(), options)?;
     machine::print(folder.path());
     type Measure = fn(&Options, &Path) -> Outcome<()>;
-    let all: [(What, &str, Measure); 5] = [
+    let all: [(What, &str, Measure); 6] = [
         (What::Delivery, "delivery", delivery::measure),
         (What::Small, "small", small::measure),
         (What::Start, "start", start::measure),
         (What::Running, "running", running::measure),
         (What::Memory, "memory", memory::measure),
+        (What::Ledger, "ledger", ledger::measure),
     ];
     for (what, name, measure) in all {
         if [what, What::All].contains(&options.what) || (options.what == What::Loader && LOADER.contains(&what)) {

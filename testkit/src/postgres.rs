@@ -65,6 +65,12 @@ impl Cluster {
         SHARED.get_or_init(|| Self::start(false))
     }
 
+    /// Where its socket is.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Makes an empty database and returns its name.
     pub fn create_database(&self) -> String {
         let name = format!("books_{}", self.databases.fetch_add(1, Ordering::Relaxed));

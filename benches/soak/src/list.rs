@@ -1,6 +1,6 @@
 //! The list of programs, a plain file: which Debian package brings them, and how they are called.
 
-use crate::{Outcome, failed};
+use chipbound_soak::{Outcome, failed};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -11,6 +11,7 @@ mod shop;
 mod table;
 mod variants;
 
+use chipbound_soak::{Outcome, crash, failed};
 use chipbound_wire::suite::{Mapping, Profile};
 use clap::{Parser, ValueEnum};
 use outcome::{Report, Verdict};
@@ -19,14 +20,6 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// What a step gives, or why it could not be made.
-type Outcome<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
-
-/// A failure in words.
-fn failed(why: impl Into<String>) -> Box<dyn std::error::Error + Send + Sync> {
-    why.into().into()
-}
-
 /// Set by SIGINT and SIGTERM: what runs is finished, nothing more is begun.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
@@ -34,7 +27,7 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 #[derive(Parser)]
 #[command(
     name = "./soak",
-    after_help = "Examples:\n  ./soak corpus\n  ./soak corpus --only git,python3\n  ./soak corpus --mapping anonymous\n\nPrograms and their arguments are listed in benches/soak/corpus.toml; a package or a call more is a line more there."
+    after_help = "Examples:\n  ./soak corpus\n  ./soak corpus --only git,python3\n  ./soak corpus --mapping anonymous\n  ./soak crash\n  ./soak crash --seed 7 --kills 200\n\nPrograms and their arguments are listed in benches/soak/corpus.toml; a package or a call more is a line more there."
 )]
 struct Options {
     /// What to run.
@@ -43,7 +36,7 @@ struct Options {
     /// Only these programs, by name or by Debian package
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// How many programs are under way at once
+    /// How many programs are under way at once; with crash: purchases at once in each installation
     #[arg(long, default_value_t = 3)]
     parallel: usize,
     /// Seconds that one run of one program may take
@@ -70,6 +63,15 @@ struct Options {
     /// The command that starts programs [default: chipbound beside this program]
     #[arg(long, value_name = "FILE")]
     chipbound: Option<PathBuf>,
+    /// With crash: what is bought, who is killed and when; the moments are aimed at anew, not hit to the microsecond [default: the time]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// With crash: kills in all
+    #[arg(long, default_value_t = 1000)]
+    kills: u32,
+    /// With crash: installations on each of SQLite and PostgreSQL
+    #[arg(long, default_value_t = 2)]
+    shops: usize,
 }
 
 impl Options {
@@ -98,12 +100,17 @@ impl Options {
 enum What {
     /// Real programs of many kinds, plain and protected: what they say, leave and end with is the same
     Corpus,
+    /// Server, client, processor and database killed at every step of purchases: nobody pays twice or for nothing
+    Crash,
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let What::Corpus = options.what;
-    match corpus(&options) {
+    let well = match options.what {
+        What::Corpus => corpus(&options),
+        What::Crash => crashes(&options),
+    };
+    match well {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -113,13 +120,30 @@ fn main() -> ExitCode {
     }
 }
 
+/// The command that is tried.
+fn chipbound(options: &Options) -> Outcome<PathBuf> {
+    let beside = || Ok::<_, std::io::Error>(std::env::current_exe()?.with_file_name("chipbound"));
+    Ok(options.chipbound.clone().map_or_else(beside, Ok)?.canonicalize()?)
+}
+
+/// Kills, and checks the books; true if nothing is wrong.
+fn crashes(options: &Options) -> Outcome<bool> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    let seed = options.seed.unwrap_or(now);
+    println!("seed {seed}: ./soak crash --seed {seed} --kills {} --shops {} --parallel {}", options.kills, options.shops, options.parallel);
+    end_on_signals()?;
+    let size = crash::Size { seed, kills: options.kills, shops: options.shops, lanes: options.parallel, order_seconds: 60 };
+    let tally = crash::run(&chipbound(options)?, &size, &ENDING)?;
+    println!("{tally}");
+    Ok(tally.violations.is_empty() && tally.kills.values().sum::<u32>() >= options.kills)
+}
+
 /// Runs the list; true if every program did what the list says of it.
 fn corpus(options: &Options) -> Outcome<bool> {
     let list = list::read(&options.list)?;
     let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
     let programs: Vec<_> = list.programs.iter().filter(|p| wanted(&p.name) || wanted(&p.package)).collect();
-    let beside = || Ok::<_, std::io::Error>(std::env::current_exe()?.with_file_name("chipbound"));
-    let chipbound = options.chipbound.clone().map_or_else(beside, Ok)?.canonicalize()?;
+    let chipbound = chipbound(options)?;
     let folder = tempfile::Builder::new().prefix("chipbound-soak-").tempdir()?;
     end_on_signals()?;
     let shop = shop::Shop::open(&chipbound, folder.path(), &options.run_words(), &options.publish_words())?;

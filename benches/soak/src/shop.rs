@@ -1,7 +1,7 @@
 //! One installation for the whole run: authority, server, processor, a vendor and a customer, all by the commands that people type.
 
-use crate::{Outcome, failed};
 use chipbound::demo::world::World;
+use chipbound_soak::{Outcome, failed};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 

@@ -3,13 +3,11 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, ftruncate, memfd_create, open};
 use rustix::mm::ProtFlags;
@@ -18,20 +16,18 @@ use zeroize::Zeroizing;
 use crate::elf::{PAGE, Program, Segment, page_floor};
 use crate::error::{LoadError, system};
 use crate::interpreter::{Interpreter, LastInterpreter};
-use crate::sys::WritablePages;
+use crate::workshop::{Work, Workshop};
 
 /// How many bytes are taken from the source at once. No step crosses a multiple of it in the program's file.
-pub const STEP: usize = 256 * 1024;
+pub const STEP: usize = 64 * 1024;
 
-/// Steps for each thread that fills: below, a thread costs more than it does.
-const STEPS_PER_THREAD: usize = 2;
-/// The most threads that fill one image.
-const MAX_THREADS: usize = 8;
+/// Bytes of an image for each thread that helps to fill it: for fewer, waking one takes longer than it saves.
+const PER_HELPER: usize = 256 * 1024;
 /// How often an image may hold the program's file: segments may overlap a little, but nobody gets memory without end for a small file.
 const MAX_COPIES: u64 = 2;
 
 /// Gives the bytes of the original program, already verified; the loader never sees a key.
-pub trait PageSource: Sync {
+pub trait PageSource: Send + Sync {
     /// The length of the original program, bytes.
     fn len(&self) -> u64;
 
@@ -86,26 +82,26 @@ pub struct Piece {
 }
 
 impl Image {
-    /// Reads every segment of the program into a memfd of its own and seals it. The source writes to the memory file's own pages; large
-    /// programs are read by several threads. What the source says of the program may be wrong: then so is the image, and nothing else.
+    /// Reads every segment of the program into a memfd of its own and seals it; large programs are read by the threads of the shop too.
+    /// What the source says of the program may be wrong: then so is the image, and nothing else. The source is let go of before this
+    /// returns.
     ///
     /// # Errors
     /// [`LoadError::Unsupported`] if the program is not one the loader follows, [`LoadError::Source`] if the source fails,
     /// [`LoadError::System`] if the kernel gives no memory file.
-    pub fn build(source: &dyn PageSource) -> Result<Self, LoadError> {
-        Self::of(Program::parse(source.len(), &|offset, buf| source.read_at(offset, buf))?, source)
+    pub fn build(source: Arc<dyn PageSource>, shop: &Workshop) -> Result<Self, LoadError> {
+        Self::of(Program::parse(source.len(), &|offset, buf| source.read_at(offset, buf))?, source, shop)
     }
 
     /// The same for a shared library, which dynamic linkers load: [`Image::pieces`] says what of it is to be mapped over.
     ///
     /// # Errors
     /// As [`Image::build`].
-    pub fn build_library(source: &dyn PageSource) -> Result<Self, LoadError> {
-        Self::of(Program::parse_library(source.len(), &|offset, buf| source.read_at(offset, buf))?, source)
+    pub fn build_library(source: Arc<dyn PageSource>, shop: &Workshop) -> Result<Self, LoadError> {
+        Self::of(Program::parse_library(source.len(), &|offset, buf| source.read_at(offset, buf))?, source, shop)
     }
 
-    fn of(program: Program, source: &dyn PageSource) -> Result<Self, LoadError> {
-        let memory = create_memory().map_err(system("the kernel gives no memory file (memfd_create)"))?;
+    fn of(program: Program, source: Arc<dyn PageSource>, shop: &Workshop) -> Result<Self, LoadError> {
         let mut parts = Vec::with_capacity(program.segments.len());
         let mut bytes = 0;
         for segment in program.segments.iter().filter(|s| s.in_file > 0) {
@@ -116,10 +112,10 @@ impl Image {
         if bytes > MAX_COPIES * source.len() + 2 * PAGE * parts.len() as u64 {
             return Err(LoadError::Unsupported("its segments take the same bytes of its file again and again".into()));
         }
-        ftruncate(&memory, bytes).map_err(system("the memory file cannot be given its size"))?;
+        let memory = shop.memory(bytes).map_err(system("the kernel gives no memory file (memfd_create)"))?;
         let filled = program.segments.iter().filter(|s| s.in_file > 0).zip(&parts);
         let steps: Vec<_> = filled.flat_map(|(segment, part)| steps(source.len(), segment, part)).collect();
-        fill(&memory, source, &steps)?;
+        let memory = fill(memory, source, steps, shop)?;
         seal(&memory)?;
         Ok(Self { memory, bytes, program, parts, interpreter: LastInterpreter::default() })
     }
@@ -145,6 +141,19 @@ impl Image {
     #[must_use]
     pub fn file(&self) -> BorrowedFd<'_> {
         self.descriptor()
+    }
+
+    /// Fills `buf` with the program's bytes from `offset` of its file on, where they are part of what is loaded, and says whether they are.
+    ///
+    /// # Errors
+    /// Whatever reading the memory file fails with.
+    pub fn read_loaded(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
+        let held = self.program.segments.iter().filter(|s| s.in_file > 0).zip(&self.parts);
+        let end = offset.saturating_add(buf.len() as u64);
+        match held.into_iter().find(|(segment, _)| segment.offset <= offset && end <= segment.offset + segment.in_file) {
+            Some((segment, part)) => self.memory.read_exact_at(buf, part.at + (offset - page_floor(segment.offset))).map(|()| true),
+            None => Ok(false),
+        }
     }
 
     /// The dynamic linker that the program names, if it names one.
@@ -253,35 +262,56 @@ fn steps(len: u64, segment: &Segment, part: &Part) -> impl Iterator<Item = Step>
     begins.zip(ends).map(move |(from, to)| Step { offset: from, length: (to - from) as usize, at: part.at + (from - begin) })
 }
 
-/// Has the source write all steps, on as many threads as the machine has cores for. No more of the memory file is mapped than each
-/// thread works on.
-fn fill(memory: &File, source: &dyn PageSource, steps: &[Step]) -> Result<(), LoadError> {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let pages = WritablePages::of(memory.as_fd(), step.at, step.length).map_err(system("the memory file cannot be filled"));
-            let filled = pages.and_then(|mut pages| source.read_at(step.offset, pages.bytes()).map_err(LoadError::Source));
-            filled.inspect_err(|_| next.store(steps.len(), Ordering::Relaxed))?; // The others stop too.
-        }
-        Ok(())
-    };
-    thread::scope(|scope| {
-        let others =
-            (1..threads_for(steps.len())).filter_map(|_| thread::Builder::new().name("open".into()).spawn_scoped(scope, work).ok());
-        let others: Vec<_> = others.collect();
-        let own = work();
-        others.into_iter().fold(own, |sum, other| sum.and(other.join().expect("filling does not panic")))
-    })
+/// Has the source give all steps, and writes them, on as many threads as it is worth. To write costs one copy; to have the source write
+/// to the file's own pages, mapped here, costs far more: a page table for each page, which is taken down again.
+fn fill(memory: File, source: Arc<dyn PageSource>, steps: Vec<Step>, shop: &Workshop) -> Result<File, LoadError> {
+    let helpers = steps.iter().map(|step| step.length).sum::<usize>() / PER_HELPER;
+    let filling =
+        Arc::new(Filling { memory, source, steps, next: AtomicUsize::new(0), done: AtomicUsize::new(0), failed: OnceLock::new() });
+    shop.together(helpers, &(Arc::clone(&filling) as Arc<dyn Work>));
+    let Filling { memory, steps, done, failed, .. } = Arc::into_inner(filling).expect("nobody has the work any more");
+    if let Some(error) = failed.into_inner() {
+        return Err(error);
+    }
+    assert_eq!(done.into_inner(), steps.len(), "a thread that fills does not panic");
+    Ok(memory)
 }
 
-/// How many threads fill so many steps.
-fn threads_for(steps: usize) -> usize {
-    if steps < 2 * STEPS_PER_THREAD {
-        return 1; // To learn the number of cores takes longer than to fill so little.
+/// A memory file that is being filled.
+struct Filling {
+    memory: File,
+    source: Arc<dyn PageSource>,
+    steps: Vec<Step>,
+    /// The first step that nobody began.
+    next: AtomicUsize,
+    /// Steps that are done.
+    done: AtomicUsize,
+    /// What went wrong first.
+    failed: OnceLock<LoadError>,
+}
+
+impl Work for Filling {
+    fn take_part(&self) {
+        let longest = self.steps.iter().map(|step| step.length).max().unwrap_or(0);
+        let mut buf = Zeroizing::new(vec![0; longest]);
+        while let Some(step) = self.steps.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            match self.do_one(step, &mut buf) {
+                Ok(()) => self.done.fetch_add(1, Ordering::Relaxed),
+                Err(error) => {
+                    let _ = self.failed.set(error); // Or another thread's stands there.
+                    self.next.fetch_max(self.steps.len(), Ordering::Relaxed) // The others stop too.
+                }
+            };
+        }
     }
-    static CORES: OnceLock<usize> = OnceLock::new();
-    let cores = *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get));
-    (steps / STEPS_PER_THREAD).clamp(1, cores.min(MAX_THREADS))
+}
+
+impl Filling {
+    fn do_one(&self, step: &Step, buf: &mut [u8]) -> Result<(), LoadError> {
+        let bytes = &mut buf[..step.length];
+        self.source.read_at(step.offset, bytes).map_err(LoadError::Source)?;
+        self.memory.write_all_at(bytes, step.at).map_err(system("the memory file cannot be filled"))
+    }
 }
 
 /// Copies bytes from one file to another.
@@ -318,9 +348,13 @@ mod tests {
         }
     }
 
+    fn built(program: &Path) -> Image {
+        Image::build(Arc::new(Echo(File::open(program).unwrap())), &Workshop::default()).unwrap()
+    }
+
     #[test]
     fn a_built_image_cannot_be_changed() {
-        let image = Image::build(&Echo(File::open("/bin/ls").unwrap())).unwrap();
+        let image = built(Path::new("/bin/ls"));
         image.memory.write_all_at(b"x", 0).unwrap_err();
         image.memory.set_len(image.bytes + 1).unwrap_err();
         image.memory.set_len(0).unwrap_err();
@@ -330,7 +364,10 @@ mod tests {
     #[test]
     fn an_image_holds_the_bytes_of_the_file_page_by_page() {
         let program = std::env::current_exe().unwrap();
-        let image = Image::build(&Echo(File::open(&program).unwrap())).unwrap();
+        let shop = Workshop::default();
+        shop.staff(2, || true).unwrap();
+        shop.restock();
+        let image = Image::build(Arc::new(Echo(File::open(&program).unwrap())), &shop).unwrap();
         let file = std::fs::read(&program).unwrap();
         for (segment, part) in image.program.segments.iter().zip(&image.parts) {
             let mut held = vec![0; usize::try_from(part.length).unwrap()];
@@ -346,6 +383,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_loaded_can_be_read_where_it_lies_in_the_file() {
+        let program = std::env::current_exe().unwrap();
+        let (image, file) = (built(&program), std::fs::read(&program).unwrap());
+        for segment in &image.program.segments {
+            let (from, to) = (segment.offset as usize, (segment.offset + segment.in_file) as usize);
+            let mut held = vec![0; to - from];
+            assert!(image.read_loaded(segment.offset, &mut held).unwrap() && held == file[from..to]);
+            assert!(!image.read_loaded(segment.offset + 1, &mut held).unwrap(), "not all of it is loaded");
+        }
+        assert!(!image.read_loaded(u64::MAX, &mut [0]).unwrap());
+    }
+
+    #[test]
     fn a_source_that_fails_stops_the_build() {
         struct Failing(Echo);
         impl PageSource for Failing {
@@ -356,7 +406,8 @@ mod tests {
                 if offset > 64 * 1024 { Err(io::ErrorKind::InvalidData.into()) } else { self.0.read_at(offset, buf) }
             }
         }
-        let error = Image::build(&Failing(Echo(File::open("/bin/ls").unwrap()))).unwrap_err();
+        let source = Arc::new(Failing(Echo(File::open("/bin/ls").unwrap())));
+        let error = Image::build(source, &Workshop::default()).unwrap_err();
         assert!(matches!(error, LoadError::Source(_)), "{error:?}");
     }
 }

@@ -54,10 +54,11 @@
 //! always.
 //!
 //! ```no_run
-//! # use chipbound_loader::{Identity, Image, LoadError, PageSource, Pid, Started, Tracer};
+//! # use chipbound_loader::{Identity, Image, LoadError, PageSource, Pid, Started, Tracer, Workshop};
+//! # use std::sync::Arc;
 //! # use std::time::Duration;
-//! # fn start(pages: &dyn PageSource, client: Pid, verified: Identity, tell: impl Fn()) -> Result<Started, LoadError> {
-//! let image = Image::build(pages)?; // once per build of the program
+//! # fn start(pages: Arc<dyn PageSource>, client: Pid, verified: Identity, tell: impl Fn()) -> Result<Started, LoadError> {
+//! let image = Image::build(pages, &Workshop::default())?; // once per build of the program
 //! let tracer = Tracer::seize(client)?;
 //! tell(); // the client may exec now
 //! let process = tracer.await_exec(Duration::from_secs(10))?;
@@ -113,6 +114,7 @@ mod script;
 mod stack;
 mod sys;
 mod trace;
+mod workshop;
 
 pub use client::allow_tracer;
 pub use direct::OwnInterpreter;
@@ -125,3 +127,4 @@ pub use mapping::{Mapping, trace_obstacle};
 pub use rustix::process::Pid;
 pub use stack::LOADER_VARIABLES;
 pub use trace::Tracer;
+pub use workshop::Workshop;

@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use chipbound_loader::{Image, PageSource};
+use chipbound_loader::{Image, PageSource, Workshop};
 
 /// Size of the segment, bytes.
 const SEGMENT: u64 = 256 << 20;
@@ -60,9 +61,9 @@ impl PageSource for Large {
 
 #[test]
 fn a_large_program_is_built_in_little_memory() {
-    let source = Large::new();
+    let source = Arc::new(Large::new());
     let before = anonymous();
-    let image = Image::build(&source).unwrap();
+    let image = Image::build(Arc::clone(&source) as Arc<dyn PageSource>, &Workshop::default()).unwrap();
     assert_eq!(image.memory(), SEGMENT);
     let grown = source.peak.load(Ordering::Relaxed).max(anonymous()) - before;
     println!("{} MiB of program, {grown} KiB of memory beside its memory file", SEGMENT >> 20);

@@ -8,9 +8,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::Duration;
 
-use chipbound_loader::{Image, LoadError, Pid, Tracer, allow_tracer};
+use chipbound_loader::{Image, LoadError, Pid, Tracer, Workshop, allow_tracer};
 use common::{Case, Client, DEADLINE, FileSource, full_fifo, install, text};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{getuid, test_kill_process};
@@ -119,7 +120,7 @@ fn the_processor_of_another_user() {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     assert!(status.contains("CapEff:\t0000000000080000"), "CAP_SYS_PTRACE and nothing else: {status}");
     let pid = Pid::from_raw(env::var("PID").unwrap().parse().unwrap()).unwrap();
-    let image = Image::build(&FileSource(File::open(env::var("ORIGINAL").unwrap()).unwrap())).unwrap();
+    let image = Image::build(Arc::new(FileSource(File::open(env::var("ORIGINAL").unwrap()).unwrap())), &Workshop::default()).unwrap();
     let tracer = Tracer::seize(pid).unwrap();
     fs::write(env::var("WORD").unwrap(), "go\n").unwrap();
     let at = tracer.await_exec(if way == "stuck" { Duration::from_millis(500) } else { DEADLINE }).unwrap();

@@ -6,9 +6,10 @@ mod common;
 use std::fs;
 use std::path::Path;
 use std::process::Output;
+use std::sync::Arc;
 use std::time::Duration;
 
-use chipbound_loader::{Image, LoadError, NOT_STARTED, Tracer};
+use chipbound_loader::{Image, LoadError, NOT_STARTED, Tracer, Workshop};
 use common::{Case, Client, DEADLINE, FileSource, full_fifo, identity, seal, text};
 use object::elf::{PT_GNU_STACK, PT_INTERP, PT_LOAD};
 use rustix::process::{Resource, Rlimit, prlimit};
@@ -250,7 +251,7 @@ fn files_that_are_no_programs_are_refused_when_the_image_is_built() {
     outside[at + 15] = 0xff;
     for bytes in [b"#!/bin/sh\n".to_vec(), Vec::new(), original[..4096].to_vec(), other_machine, outside] {
         fs::write(&path, bytes).unwrap();
-        let error = Image::build(&FileSource(fs::File::open(&path).unwrap())).unwrap_err();
+        let error = Image::build(Arc::new(FileSource(fs::File::open(&path).unwrap())), &Workshop::default()).unwrap_err();
         assert!(matches!(error, LoadError::Unsupported(_)), "{error:?}");
     }
 }

@@ -7,8 +7,11 @@ use crate::connection::Connection;
 use crate::conversation::converse;
 use crate::enrolling::keep_current;
 use crate::processor::Processor;
+use crate::run::our_namespaces;
+use chipbound_loader::Workshop;
 use chipbound_wire::{Code, Refusal, Result};
 use std::fs::{self, Permissions};
+use std::num::NonZero;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -16,6 +19,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// The most threads that wait to help to open programs.
+const MAX_HELPERS: usize = 7;
 
 /// How long nothing is tried after the machine had no descriptor or thread left.
 const A_WHILE: Duration = Duration::from_millis(50);
@@ -29,6 +35,7 @@ pub fn serve(us: Arc<Processor>) -> Result<()> {
     thread::Builder::new().name("accept".into()).spawn(move || accept(&listener, &acceptor)).map_err(failed)?;
     let renewer = Arc::clone(&us);
     thread::Builder::new().name("renewal".into()).spawn(move || keep_current(&renewer)).map_err(failed)?;
+    prepare(&us)?;
     confine::thread(Work::Control)?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -45,6 +52,29 @@ pub fn serve(us: Arc<Processor>) -> Result<()> {
     us.spool.tidy(us.now())?;
     tracing::info!("ended");
     Ok(())
+}
+
+/// What a first start would have to wait for, before anybody is told that the daemon is ready. Refuses where its keys do not open what is
+/// sealed to them.
+fn prepare(us: &Processor) -> Result<()> {
+    us.vault.check_keys()?;
+    our_namespaces();
+    man(&us.workshop).map_err(|e| Refusal::io("starting the daemon", e))?;
+    us.workshop.restock();
+    Ok(())
+}
+
+/// Has threads wait that help to open programs: one for each core but that of the thread that opens. They give up what it gives up.
+fn man(workshop: &Workshop) -> std::io::Result<()> {
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let begin = || {
+        let confined = confine::thread(Work::Start);
+        if let Err(refusal) = &confined {
+            tracing::error!(reason = %refusal, "a thread does not help to open programs");
+        }
+        confined.is_ok()
+    };
+    workshop.staff((cores - 1).min(MAX_HELPERS), begin)
 }
 
 /// Binds the socket. One that nobody serves any more is removed; [`Code::Conflict`] when another daemon serves it.
@@ -76,6 +106,9 @@ fn listen(path: &Path, clients: Clients) -> Result<UnixListener> {
 /// to be made.
 const WAITING: usize = 4;
 
+/// How few of them may be left before others are made while clients are served: a thread that is made takes time from those that work.
+const FEW: usize = 2;
+
 /// How many threads wait.
 #[derive(Debug, Default)]
 struct Waiting {
@@ -95,7 +128,15 @@ impl Waiting {
 
     /// One does not wait any more.
     fn left(&self) {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count -= 1;
+        if *count < FEW {
+            self.fewer.notify_one();
+        }
+    }
+
+    /// One has done its work: now is the time to make others.
+    fn replace(&self) {
         self.fewer.notify_one();
     }
 }
@@ -112,6 +153,7 @@ fn accept(listener: &Arc<UnixListener>, us: &Arc<Processor>) {
             let (connection, _place) = next_client(&listener, &places, &us);
             there.left();
             converse(connection, &us);
+            there.replace();
         };
         if let Err(e) = thread::Builder::new().name("client".into()).spawn(serve_one) {
             tracing::warn!(reason = %e, "no thread for a client");

@@ -71,6 +71,10 @@ fn block_on<T>(exchange: impl Future<Output = Result<T>>) -> Result<T> {
     runtime.map_err(|e| Refusal::io("the authority's client", e))?.block_on(exchange)
 }
 
+/// How long after the daemon's start it looks first: programs that are started together with it, at boot, do not share the machine with
+/// a handshake that nobody waits for.
+const SETTLING: Duration = Duration::from_secs(1);
+
 /// Looks after certificate and revocation list for as long as the daemon runs. What fails is logged and tried again at the next
 /// look.
 pub fn keep_current(us: &Arc<Processor>) {
@@ -79,6 +83,7 @@ pub fn keep_current(us: &Arc<Processor>) {
         return;
     }
     let Renewal { look_every_seconds, revocations_every_seconds, .. } = us.config.renewal;
+    std::thread::sleep(SETTLING);
     let mut lists_due = Instant::now();
     loop {
         if let Ok(current) = us.vault.enrolment() {

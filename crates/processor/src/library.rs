@@ -61,6 +61,7 @@ pub(crate) fn open_in(connection: &mut Connection, library: OwnedFd, address: u6
     let pid = peer.pid.as_raw_nonzero();
     tracing::info!(library = %opened.program, program = %running.program, pid, "library opened");
     opened.lock();
+    us.workshop.restock();
     Ok(())
 }
 

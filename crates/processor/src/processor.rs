@@ -12,7 +12,7 @@ use crate::spool::Spool;
 use crate::started::Started;
 use crate::vault::{Enrolment, Vault};
 use crate::ways::Obstacles;
-use chipbound_loader::{Image, Libraries, Locked, OwnInterpreter};
+use chipbound_loader::{Image, Libraries, Locked, OwnInterpreter, Workshop};
 use chipbound_session::tls::{DefaultTimeProvider, Identity, ProcessorConfig, processor_config};
 use chipbound_trusted_core::Step;
 use chipbound_wire::certificate::Role;
@@ -32,6 +32,8 @@ pub struct Processor {
     pub spool: Spool,
     /// Opened programs.
     pub programs: Cache<Program>,
+    /// What waits ready to open a program.
+    pub workshop: Workshop,
     /// Processes that run programs.
     pub started: Started,
     /// Data that was opened whole, where it cannot be served.
@@ -104,7 +106,8 @@ impl Processor {
         });
         let transfers = Places::new("deliveries and openings", config.limits.transfers, config.limits.transfers.div_ceil(2));
         let (files, enrolling, obstacles, started) = (OnceLock::new(), Mutex::new(()), Obstacles::here(), Started::default());
-        Ok(Self { config, vault, spool, programs, started, data, interpreter, transfers, obstacles, files, enrolling })
+        let workshop = Workshop::default();
+        Ok(Self { config, vault, spool, programs, workshop, started, data, interpreter, transfers, obstacles, files, enrolling })
     }
 
     /// Serves data on this file system from now on, or remembers why there is none. Only the first call counts.

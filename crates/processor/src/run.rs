@@ -143,6 +143,7 @@ fn trace(
     let stopped = started.stopped.as_micros();
     tracing::info!(program = %program.program, pid = started.pid.as_raw_nonzero(), %mapping, stopped_microseconds = stopped, "started");
     program.lock(); // Now that nobody waits for it.
+    us.workshop.restock();
     Ok(())
 }
 
@@ -192,7 +193,8 @@ pub(crate) fn open_program(package: &File, identity: &Identity, us: &Processor) 
     let begin = || {
         confine::thread(Work::Start)?; // What is parsed now was written by anybody.
         let enrolment = us.vault.enrolment()?;
-        let opened = open_in_one_pass(package, &us.vault, &*us.vault.keys(), &enrolment.root)?;
+        let file = package.try_clone().map_err(|e| Refusal::io("the package", e))?;
+        let opened = open_in_one_pass(file, &us.vault, &*us.vault.keys(), &enrolment.root)?;
         if opened.manifest.format != Format::ElfX8664 {
             return Err(Refusal::new(Code::UnsupportedProgram, "the package holds data; open it with `chipbound open`"));
         }
@@ -200,12 +202,15 @@ pub(crate) fn open_program(package: &File, identity: &Identity, us: &Processor) 
     };
     let open = |UnsettledPackage { manifest, plaintext }| {
         let library = is_library(&plaintext);
-        let source = Plaintext(&plaintext);
-        let image = if matches!(library, Ok(true)) { Image::build_library(&source) } else { Image::build(&source) };
+        let source = Arc::new(Plaintext(plaintext));
+        let pages = Arc::clone(&source) as Arc<dyn PageSource>;
+        let build = if matches!(library, Ok(true)) { Image::build_library } else { Image::build };
+        let image = build(pages, &us.workshop);
+        let Plaintext(plaintext) = Arc::into_inner(source).expect("the loader has let go of it");
         let plaintext = settle(plaintext, package, identity)?; // What is wrong with the package comes before what is wrong with its program.
         let library = library?.then(|| manifest.readers.clone());
         let image = image.map_err(refusal_of)?;
-        let libraries = Libraries::of(&Plaintext(&plaintext)).map_err(refusal_of)?;
+        let libraries = Libraries::of(&Loaded { image: &image, plaintext }).map_err(refusal_of)?;
         tracing::info!(program = %manifest.program, bytes = image.memory(), "opened");
         Ok(Program {
             image,
@@ -217,14 +222,14 @@ pub(crate) fn open_program(package: &File, identity: &Identity, us: &Processor) 
             locked: OnceLock::new(),
         })
     };
-    let verify = |opened: UnsettledPackage<&File>| settle(opened.plaintext, package, identity).map(drop);
+    let verify = |opened: UnsettledPackage<File>| settle(opened.plaintext, package, identity).map(drop);
     let program = us.programs.get(identity, begin, verify, open)?;
     program.check_minimum(us.vault.minimum(&program.program))?;
     Ok(program)
 }
 
 /// The plaintext, once the whole file was found to be the package, and still to be the same file.
-fn settle<'a>(plaintext: OnePass<&'a File>, package: &File, identity: &Identity) -> Result<PackageReader<&'a File>> {
+fn settle(plaintext: OnePass<File>, package: &File, identity: &Identity) -> Result<PackageReader<File>> {
     let settled = plaintext.settle()?;
     if identity_of(package)? != *identity {
         return Err(Refusal::new(Code::ProcessMismatch, "the package changed while it was verified"));
@@ -233,15 +238,31 @@ fn settle<'a>(plaintext: OnePass<&'a File>, package: &File, identity: &Identity)
 }
 
 /// The plaintext as the loader reads it.
-struct Plaintext<'a, P>(&'a P);
+struct Plaintext<P>(P);
 
-impl<P: ReadAt + Sync> PageSource for Plaintext<'_, P> {
+impl<P: ReadAt + Send + Sync> PageSource for Plaintext<P> {
     fn len(&self) -> u64 {
         self.0.size()
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.0.read_exact_at(buf, offset)
+    }
+}
+
+/// The plaintext as it is loaded already, and else as it is read.
+struct Loaded<'a, P> {
+    image: &'a Image,
+    plaintext: P,
+}
+
+impl<P: ReadAt + Send + Sync> PageSource for Loaded<'_, P> {
+    fn len(&self) -> u64 {
+        self.plaintext.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.image.read_loaded(offset, buf)? { Ok(()) } else { self.plaintext.read_exact_at(buf, offset) }
     }
 }
 
@@ -283,7 +304,7 @@ pub(crate) fn check_namespaces(peer: Peer, us: &Processor) -> Result<()> {
     if us.config.namespaces == Namespaces::AnyForOwnUser && own_user {
         return Ok(());
     }
-    let ours = OUR_NAMESPACES.get_or_init(|| NAMESPACES.map(|namespace| inode_of("self", namespace).ok()));
+    let ours = our_namespaces();
     let client = peer.pid.as_raw_nonzero().to_string();
     for (namespace, ours) in NAMESPACES.into_iter().zip(ours) {
         let theirs = inode_of(&client, namespace).map_err(|e| match e.kind() {
@@ -304,6 +325,11 @@ pub(crate) fn check_namespaces(peer: Peer, us: &Processor) -> Result<()> {
 const NAMESPACES: [&str; 2] = ["user", "mnt"];
 /// Device and inode of this process's own, which it never leaves.
 static OUR_NAMESPACES: OnceLock<[Option<(u64, u64)>; 2]> = OnceLock::new();
+
+/// Learned once; the daemon does so at its start.
+pub(crate) fn our_namespaces() -> &'static [Option<(u64, u64)>; 2] {
+    OUR_NAMESPACES.get_or_init(|| NAMESPACES.map(|namespace| inode_of("self", namespace).ok()))
+}
 
 fn inode_of(process: &str, namespace: &str) -> io::Result<(u64, u64)> {
     std::fs::metadata(format!("/proc/{process}/ns/{namespace}")).map(|m| (m.dev(), m.ino()))

@@ -4,6 +4,7 @@
 use crate::sys::{Hidden, SecretPages};
 use chipbound_host::files::{self, PRIVATE};
 use chipbound_host::{Kek, now};
+use chipbound_sealing::{Decapsulate, open_possession, seal_possession};
 use chipbound_session::tls::SharedTrust;
 use chipbound_trusted_core::{
     Held, KeyStore, Memory, Record, Released, Settled, SharedSecrets, SoftwareKeyStore, State, Step, generate_identity, settle,
@@ -14,7 +15,7 @@ use chipbound_wire::documents::{Manifest, PackageDocuments};
 use chipbound_wire::enrolment::Issued;
 use chipbound_wire::limits::MAX_TEXT;
 use chipbound_wire::signature::Sign;
-use chipbound_wire::{Code, Digest, OrderId, ProgramId, Refusal, Result, SystemRandom, Time};
+use chipbound_wire::{Code, Digest, OrderId, ProgramId, Random, Refusal, Result, SystemRandom, Time};
 use minicbor::{Decode, Encode};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -111,6 +112,23 @@ impl Vault {
             enrolment: RwLock::new(enrolment.map(Arc::new)),
             journal: Mutex::new(journal),
         })
+    }
+
+    /// Refuses with [`Code::Internal`] where the key store does not open what is sealed to its newest sealing keys.
+    pub fn check_keys(&self) -> Result<()> {
+        let keys = self.keys();
+        let broken = || Refusal::new(Code::Internal, "the sealing keys do not open what is sealed to them");
+        let store: &dyn Decapsulate = keys.generation_of(&keys.sealing_keys()).ok_or_else(broken)?;
+        for key in keys.sealing_keys() {
+            let (mut session, mut challenge) = ([0; 16], [0; 32]);
+            SystemRandom.fill(&mut session);
+            SystemRandom.fill(&mut challenge);
+            let wrap = seal_possession(&key, &session, &challenge, &mut SystemRandom)?;
+            if open_possession(store, &session, &wrap)? != challenge {
+                return Err(broken());
+            }
+        }
+        Ok(())
     }
 
     /// The key store.

@@ -43,4 +43,12 @@ impl Cipher {
             TagMismatch
         })
     }
+
+    /// Decrypts `bytes` in place; where the tag does not fit, they are all zeros.
+    pub(crate) fn open_in_place(&self, ordinal: u64, aad: &[u8], bytes: &mut [u8], tag: &[u8]) -> Result<(), TagMismatch> {
+        self.0.open_in_place_separate_tag(nonce(ordinal), Aad::from(aad), tag, bytes).map(drop).map_err(|_| {
+            bytes.fill(0);
+            TagMismatch
+        })
+    }
 }

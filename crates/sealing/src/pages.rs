@@ -222,9 +222,16 @@ impl Opener {
 
 /// Opens one unit; [`Code::PageAltered`] names its offset.
 pub(crate) fn open_unit(cipher: &Cipher, piece: &Piece, ordinal: u64, sealed: &[u8], tag: &[u8], plain: &mut [u8]) -> Result<()> {
-    cipher
-        .open(ordinal, &piece.aad(ordinal), sealed, tag, plain)
-        .map_err(|_| Refusal::new(Code::PageAltered, format!("the {} bytes at offset {} do not open", piece.len, piece.offset)))
+    cipher.open(ordinal, &piece.aad(ordinal), sealed, tag, plain).map_err(|_| does_not_open(piece))
+}
+
+/// The same where it lies.
+pub(crate) fn open_unit_in_place(cipher: &Cipher, piece: &Piece, ordinal: u64, bytes: &mut [u8], tag: &[u8]) -> Result<()> {
+    cipher.open_in_place(ordinal, &piece.aad(ordinal), bytes, tag).map_err(|_| does_not_open(piece))
+}
+
+fn does_not_open(piece: &Piece) -> Refusal {
+    Refusal::new(Code::PageAltered, format!("the {} bytes at offset {} do not open", piece.len, piece.offset))
 }
 
 /// Makes the patches in bytes of the plaintext that begin at `start`.

@@ -5,7 +5,7 @@ use crate::cipher::Cipher;
 use crate::keys::PageKeys;
 use crate::layout::{Layout, Piece};
 use crate::package::Package;
-use crate::pages::{PlainHasher, open_unit, plain_parts_altered, unpatch};
+use crate::pages::{PlainHasher, open_unit, open_unit_in_place, plain_parts_altered, unpatch};
 use crate::read_at::ReadAt;
 use crate::start::Delivered;
 use chipbound_wire::documents::Seal;
@@ -23,8 +23,8 @@ use zeroize::Zeroizing;
 pub struct PackageReader<F> {
     sealed: Sealed<F>,
     blocks: Blocks,
-    /// The body, where it was taken into memory whole: what was compared is what is opened.
-    kept: Option<Vec<u8>>,
+    /// The body's beginning, or all of it, where it was taken into memory: what was compared is what is opened.
+    kept: Vec<u8>,
 }
 
 /// The largest body that [`PackageReader::at_once`] takes into memory, bytes.
@@ -48,7 +48,7 @@ impl<F: ReadAt> PackageReader<F> {
     fn with(file: F, package: Package, keys: &PageKeys, seal: &Seal, mut kept: Option<Vec<u8>>) -> Result<Self> {
         let sealed = Sealed::new(file, package, keys, seal)?;
         let blocks = check_body(&sealed.file, &sealed.layout, seal, kept.as_deref_mut())?;
-        Ok(Self { sealed, blocks, kept })
+        Ok(Self { sealed, blocks, kept: kept.unwrap_or_default() })
     }
 
     /// Which bytes are sealed in the file.
@@ -59,8 +59,8 @@ impl<F: ReadAt> PackageReader<F> {
     /// Fills `buf` with the plaintext at `offset`. [`Code::PageAltered`] where the file changed since the first pass,
     /// [`Code::Io`] beyond the end.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.sealed.read(buf, offset, |base| match &self.kept {
-            Some(kept) => Ok(Cow::Borrowed(&kept[base as usize..kept.len().min(base as usize + BLOCK)])),
+        self.sealed.read(buf, offset, |base| match self.kept.get(base as usize..).filter(|kept| !kept.is_empty()) {
+            Some(kept) => Ok(Cow::Borrowed(&kept[..kept.len().min(BLOCK)])),
             None => {
                 let block = self.sealed.load(base)?;
                 if self.blocks.matches(base, &block) { Ok(Cow::Owned(block)) } else { Err(changed(base)) }
@@ -91,8 +91,11 @@ impl<F: ReadAt + Sync> OnePass<F> {
     }
 
     /// Fills `buf` with the plaintext at `offset`. [`Code::PageAltered`] where a page does not fit its tag or a block is not what it was
-    /// when it was read before, [`Code::Io`] beyond the end.
+    /// when it was read before, [`Code::Io`] beyond the end. Whole blocks are opened in `buf` itself; where that is refused, it holds zeros.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        if !buf.is_empty() && buf.len() as u64 == self.sealed.block_size(offset) && self.first.get().is_none_or(|_| offset > 0) {
+            return self.read_block(buf, offset).inspect_err(|_| buf.fill(0));
+        }
         self.sealed.read(buf, offset, |base| match self.first.get().filter(|_| base == 0) {
             Some(first) => Ok(Cow::Borrowed(first)),
             None => {
@@ -105,17 +108,26 @@ impl<F: ReadAt + Sync> OnePass<F> {
         })
     }
 
+    /// The same for the block that begins at `base`. What `buf` holds after a refusal is of no use.
+    fn read_block(&self, buf: &mut [u8], base: u64) -> Result<()> {
+        self.sealed.load_to(buf, base)?;
+        if !self.seen.take(base, buf) {
+            return Err(changed(base));
+        }
+        self.sealed.open_in_place(buf, base)
+    }
+
     /// Reads what was not read yet and compares the whole body with the seal. Refuses as [`PackageReader::new`] does: then nothing that was
     /// read is the package's.
     pub fn settle(self) -> Result<PackageReader<F>> {
-        let Self { sealed, seal, seen, .. } = self;
+        let Self { sealed, seal, seen, first } = self;
         let blocks = seen.complete(|base| sealed.load(base))?;
         // The plain digest is a function of the body and the layout, and the seal was compared with both when it was recorded.
         if blocks.root() != seal.body_root {
             check_body(&sealed.file, &sealed.layout, &seal, None)?; // Says which part it is.
             return Err(Refusal::new(Code::PageAltered, "the package changed while it was opened"));
         }
-        Ok(PackageReader { sealed, blocks, kept: None })
+        Ok(PackageReader { sealed, blocks, kept: first.into_inner().unwrap_or_default() })
     }
 }
 
@@ -174,11 +186,35 @@ impl<F: ReadAt> Sealed<F> {
         Ok(())
     }
 
+    /// How long the block is that begins at `base`, bytes: nothing where none does.
+    fn block_size(&self, base: u64) -> u64 {
+        if base.is_multiple_of(BLOCK as u64) { self.layout.body_size().saturating_sub(base).min(BLOCK as u64) } else { 0 }
+    }
+
     /// Reads the block at `base`.
     fn load(&self, base: u64) -> Result<Vec<u8>> {
-        let mut block = vec![0; (self.layout.body_size() - base).min(BLOCK as u64) as usize];
-        self.file.read_exact_at(&mut block, base).map_err(|e| Refusal::io("reading a package", e))?;
+        let mut block = vec![0; self.block_size(base) as usize];
+        self.load_to(&mut block, base)?;
         Ok(block)
+    }
+
+    /// The same into memory of its size.
+    fn load_to(&self, block: &mut [u8], base: u64) -> Result<()> {
+        self.file.read_exact_at(block, base).map_err(|e| Refusal::io("reading a package", e))
+    }
+
+    /// Makes plaintext of a whole block, which begins at `base`.
+    fn open_in_place(&self, block: &mut [u8], base: u64) -> Result<()> {
+        for piece in self.layout.pieces(base, base + block.len() as u64) {
+            if let Some(ordinal) = piece.unit {
+                open_unit_in_place(&self.cipher, &piece, ordinal, &mut block[piece.within(base)], self.tag(ordinal))?;
+            }
+        }
+        unpatch(&self.layout, base, block)
+    }
+
+    fn tag(&self, ordinal: u64) -> &[u8] {
+        &self.tags[ordinal as usize * TAG..][..TAG]
     }
 
     /// Opens the part of `block`, which begins at `base`, that begins at `start` and fills `out`.
@@ -205,8 +241,7 @@ impl<F: ReadAt> Sealed<F> {
     }
 
     fn open_piece(&self, piece: &Piece, ordinal: u64, sealed: &[u8], plain: &mut [u8]) -> Result<()> {
-        let tag = &self.tags[ordinal as usize * TAG..][..TAG];
-        open_unit(&self.cipher, piece, ordinal, sealed, tag, plain)
+        open_unit(&self.cipher, piece, ordinal, sealed, self.tag(ordinal), plain)
     }
 }
 

@@ -6,7 +6,7 @@
 //! - [`api`]: the routes of the first path, each a few lines over [`Server`];
 //! - [`accounts`], [`publishing`], [`ordering`], [`paying`], [`settling`]: what the routes do;
 //! - [`payment`]: who holds and takes a customer's money;
-//! - `sequencer`: orders are settled in batches;
+//! - [`sequencer`]: orders are settled in batches;
 //! - [`deliver`]: the server's role in Fig. 4, one function from the ticket to the farewell (`packing` seals for it);
 //! - [`line`](mod@line): the second path on a line of its own;
 //! - [`keys`], [`log_key`], [`standing`], [`rotation`]: the server's keys, their renewal and replacement, and the revocation list;
@@ -41,7 +41,7 @@ pub mod reconcile;
 pub mod rotation;
 mod routes;
 pub mod run;
-mod sequencer;
+pub mod sequencer;
 mod server;
 pub mod settling;
 pub mod standing;

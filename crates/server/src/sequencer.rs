@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 const BATCH: usize = 64;
 
 /// The one place of a server where orders are settled. Several servers on one database stay right by its locks.
-pub(crate) struct Sequencer<R> {
+pub struct Sequencer<R> {
     repository: R,
     queue: Arc<Mutex<Queue>>,
 }
@@ -30,13 +30,14 @@ struct Waiting {
 }
 
 impl<R: Repository> Sequencer<R> {
-    pub(crate) fn new(repository: R) -> Self {
+    /// A sequencer that settles in those books.
+    pub fn new(repository: R) -> Self {
         Self { repository, queue: Arc::default() }
     }
 
     /// Settles an order; what is on record when this returns is on the disk. Where the caller goes away meanwhile it is settled
     /// all the same.
-    pub(crate) async fn settle(&self, settling: Settling) -> Result<SettledOrder> {
+    pub async fn settle(&self, settling: Settling) -> Result<SettledOrder> {
         let (answer, answered) = oneshot::channel();
         let attended = {
             let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);

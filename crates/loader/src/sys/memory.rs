@@ -110,59 +110,11 @@ impl Drop for LockedPages {
     }
 }
 
-/// Some pages of a memory file, mapped to be written.
-#[derive(Debug)]
-pub(crate) struct WritablePages {
-    address: NonNull<u8>,
-    length: usize,
-}
-
-impl WritablePages {
-    /// Maps so many bytes, at least one, that begin at a page of a memory file that is as long and stays so, and gives them their memory
-    /// all at once. While this value lives nobody else may have the file, nor write these bytes of it.
-    pub(crate) fn of(file: BorrowedFd<'_>, at: u64, length: usize) -> io::Result<Self> {
-        let (writable, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::POPULATE);
-        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing of ours.
-        let address = unsafe { mmap(std::ptr::null_mut(), length, writable, flags, file, at) }?;
-        Ok(Self { address: NonNull::new(address.cast()).ok_or(io::ErrorKind::OutOfMemory)?, length })
-    }
-
-    /// The bytes.
-    pub(crate) fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the mapping was made by `of` with this length and lives as long as this value, which is borrowed as long as the slice.
-        // Nobody else writes these bytes or cuts the file, as the caller of `of` guarantees; they are zeros until they are written.
-        unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.length) }
-    }
-}
-
-impl Drop for WritablePages {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made by `of` with this length, and no slice of it outlives this value.
-        let _ = unsafe { munmap(self.address.as_ptr().cast(), self.length) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-
-    #[test]
-    fn what_is_written_to_the_pages_is_in_the_file_which_can_be_sealed_after() {
-        let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
-        let file = std::fs::File::from(rustix::fs::memfd_create("chipbound-written", flags).unwrap());
-        file.set_len(3 * PAGE as u64).unwrap();
-        let mut pages = WritablePages::of(file.as_fd(), PAGE as u64, PAGE + 9).unwrap();
-        pages.bytes()[7..].fill(5);
-        let seal = || rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::WRITE);
-        assert_eq!(seal(), Err(rustix::io::Errno::BUSY), "while it is mapped");
-        drop(pages);
-        seal().unwrap();
-        let mut held = vec![1; 3 * PAGE];
-        std::os::unix::fs::FileExt::read_exact_at(&file, &mut held, 0).unwrap();
-        assert!(held.iter().enumerate().all(|(at, byte)| *byte == if (PAGE + 7..2 * PAGE + 9).contains(&at) { 5 } else { 0 }));
-    }
 
     #[test]
     fn locked_pages_are_locked_while_they_live() {

@@ -10,10 +10,11 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use chipbound_loader::{AtExec, Identity, Image, LoadError, PageSource, Pid, Started, Tracer};
+use chipbound_loader::{AtExec, Identity, Image, LoadError, PageSource, Pid, Started, Tracer, Workshop};
 use object::LittleEndian as LE;
 use object::elf::{FileHeader64, PF_X, PT_GNU_PROPERTY, PT_INTERP, PT_LOAD, PT_NOTE, ProgramHeader64};
 use object::read::elf::{FileHeader, ProgramHeader};
@@ -79,7 +80,7 @@ impl Case {
     }
 
     pub(crate) fn image(&self) -> Image {
-        Image::build(&self.source()).expect("an image of the original")
+        Image::build(Arc::new(self.source()), &Workshop::default()).expect("an image of the original")
     }
 
     /// Turns the file at `path` into a package.

@@ -80,6 +80,14 @@ fn valid_until(daemon: &Daemon) -> Option<Time> {
 }
 
 #[test]
+fn keys_open_what_is_sealed_to_them_when_they_are_made_and_when_they_are_read_again() {
+    let folder = tempfile::tempdir().expect("folder");
+    let state = folder.path().join("state");
+    Vault::create(&state).expect("keys").check_keys().expect("new keys");
+    Vault::open(&state).expect("the same keys").check_keys().expect("from the disk");
+}
+
+#[test]
 fn a_processor_enrolls_with_a_voucher_and_renews_itself_with_fresh_sealing_keys() {
     let authority = Running::start("9s");
     let folder = tempfile::tempdir().expect("folder");

@@ -2,13 +2,13 @@
 
 use crate::world::{World, now};
 use chipbound_authority::issuing::{Validity, Withdrawn};
-use chipbound_loader::{Identity, Image, Libraries, PageSource};
+use chipbound_loader::{Identity, Image, Libraries, PageSource, Workshop};
 use chipbound_processor::processor::Program;
 use chipbound_wire::suite::LoaderVariables;
 use chipbound_wire::{Digest, KeyId, ProgramId, Time};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 struct Plain(File);
 
@@ -24,8 +24,9 @@ impl PageSource for Plain {
 /// `/bin/echo` as a program of that name.
 pub(crate) fn echo(program: ProgramId) -> Program {
     let file = File::open("/bin/echo").expect("a program of every Debian");
-    let source = Plain(file);
-    let (image, libraries) = (Image::build(&source).expect("an image"), Libraries::of(&source).expect("its libraries"));
+    let source = Arc::new(Plain(file));
+    let libraries = Libraries::of(&*source).expect("its libraries");
+    let image = Image::build(source, &Workshop::default()).expect("an image");
     Program { image, program, sequence: 1, loader_variables: LoaderVariables::Forbid, libraries, library: None, locked: OnceLock::new() }
 }
 

@@ -324,6 +324,26 @@ fn what_was_read_before_a_byte_changed_is_not_settled() {
     assert_eq!(again(true).expect_err("another block came").code, Code::PageAltered);
 }
 
+#[test]
+fn a_whole_block_is_opened_where_it_lies_or_not_at_all() {
+    let plain = build("altered-block", &["-static"]);
+    let good = seal(&plain, Aead::Aes256Gcm);
+    let sealed = good.layout.sealed()[0];
+    let base = (sealed.offset as usize + CHUNK_STEP).next_multiple_of(CHUNK_STEP);
+    assert!((base + CHUNK_STEP) as u64 <= sealed.end(), "a block of code alone");
+    for changed in [false, true] {
+        let mut file = good.file();
+        file[base + CHUNK_STEP - 1] ^= u8::from(changed);
+        let one = OnePass::new(&file, Package::read(&file).expect("a package"), &good.keys, &good.seal()).expect("its table is good");
+        let (mut block, mut page) = (vec![1; CHUNK_STEP], vec![1; PAGE]);
+        let refused = one.read(&mut block, base as u64).err().map(|refusal| refusal.code);
+        assert_eq!(refused, changed.then_some(Code::PageAltered));
+        assert!(if changed { block.iter().all(|byte| *byte == 0) } else { block == plain[base..base + CHUNK_STEP] });
+        one.read(&mut page, base as u64).expect("the first page of the block was not changed");
+        assert!(page == plain[base..base + PAGE]);
+    }
+}
+
 /// A package whose second block, once it was read, is another one.
 struct Changing<'a> {
     bytes: &'a [u8],

@@ -1,7 +1,7 @@
 //! Accounts, sessions and deposits.
 
 use super::books::Books;
-use super::sql::{Row, Tx, all, first, number, signed, values};
+use super::sql::{self, Row, Tx, all, first, number, signed, values};
 use super::{Accounts, BookBalance, Credentials, NewAccount, Principal, Statement, StoredToken, ledger};
 use chipbound_wire::api::{AccountRole, Balance, Scope, TokenInfo};
 use chipbound_wire::{AccountId, Amount, Code, Digest, Refusal, Result, Time};
@@ -23,7 +23,7 @@ fn named(books: &dyn Tx, user: &str) -> Result<Principal> {
 
 /// Locks an account, for what is limited for each account.
 pub(super) fn lock(tx: &dyn Tx, account: &AccountId) -> Result<()> {
-    tx.lock("SELECT 1 FROM accounts WHERE account = $1 FOR UPDATE", values![account])
+    sql::lock(tx, "SELECT 1 FROM accounts WHERE account = $1 FOR UPDATE", values![account])
 }
 
 impl Accounts for Books {

@@ -7,7 +7,7 @@ use super::states::{refusal, step};
 use super::{Deliveries, Delivery, ReceiptEntry, SettledOrder, Settlement, Settling, StoredOrder, ledger, orders, payments};
 use chipbound_wire::api::OrderState;
 use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, Time};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Receipts in one answer.
 const RECEIPTS: u32 = 256;
@@ -76,6 +76,7 @@ impl Deliveries for Books {
             let mut order = orders::locked(tx, settlement.account, settlement.order)?;
             kept_token(tx, &settlement)?;
             acknowledge(tx, &mut order, &settlement)?;
+            keep(tx, &order, Some(&settlement), None)?;
             Ok(order)
         };
         self.write(acknowledge).await
@@ -110,11 +111,16 @@ struct Entered {
 /// Takes each order to its release, and enters all receipts in the log under one checkpoint. Orders are locked in one order everywhere
 /// and before the log, the log before a seller's numbers: two servers never wait for each other.
 fn settle_all(tx: &dyn Tx, batch: &[Settling]) -> Result<Vec<SettledOrder>> {
-    let mut orders: Vec<_> = batch.iter().map(|settling| settling.settlement.order).collect();
-    orders.sort_unstable();
-    orders.iter().try_for_each(|order| orders::lock(tx, *order))?;
+    let mut orders: BTreeMap<_, _> = batch.iter().map(|Settling { settlement, .. }| (settlement.order, None)).collect();
+    for (id, order) in &mut orders {
+        *order = Some(orders::locked_of_anybody(tx, *id)?);
+    }
     let mut entered = Entered::default();
-    let mut settled = batch.iter().map(|settling| settle_one(tx, settling, &mut entered)).collect::<Result<Vec<_>>>()?;
+    let settle = |settling: &Settling| {
+        let order = orders.get_mut(&settling.settlement.order).and_then(Option::as_mut).ok_or_else(orders::unknown_order)?;
+        settle_one(tx, order, settling, &mut entered)
+    };
+    let mut settled = batch.iter().map(settle).collect::<Result<Vec<_>>>()?;
     let proofs = match (entered.log, batch.last()) {
         (Some(log), Some(Settling { settlement, .. })) => log.close(tx, &settlement.log, settlement.at)?,
         _ => Vec::new(),
@@ -130,24 +136,28 @@ fn settle_all(tx: &dyn Tx, batch: &[Settling]) -> Result<Vec<SettledOrder>> {
 }
 
 /// The way from wherever the order stands to its release.
-fn settle_one(tx: &dyn Tx, settling: &Settling, entered: &mut Entered) -> Result<SettledOrder> {
+fn settle_one(tx: &dyn Tx, order: &mut StoredOrder, settling: &Settling, entered: &mut Entered) -> Result<SettledOrder> {
     let settlement = &settling.settlement;
-    let mut order = orders::owned(tx, settlement.account, settlement.order)?;
-    let token = kept_token(tx, settlement)?;
-    if !order.state.is_paid() {
-        acknowledge(tx, &mut order, settlement)?;
-        request_capture(tx, &mut order, &settlement.capture_key())?;
-        capture(tx, &mut order, settling, entered)?;
+    if order.account != settlement.account {
+        return Err(orders::unknown_order());
     }
-    let token = match token {
+    let token = match kept_token(tx, settlement)? {
         Some(token) => token,
         None => keep_token(tx, settlement)?,
     };
-    if order.state == OrderState::Captured {
-        step(&mut order, OrderState::Released)?;
-        orders::save(tx, &order)?;
+    if !order.state.is_paid() {
+        acknowledge(tx, order, settlement)?;
+        if order.state == OrderState::Acknowledged {
+            step(order, OrderState::CaptureRequested)?;
+        }
+        capture(tx, order, settling, entered)?;
+        step(order, OrderState::Released)?;
+        keep(tx, order, Some(settlement), Some(&settlement.capture_key()))?;
+    } else if order.state == OrderState::Captured {
+        step(order, OrderState::Released)?;
+        orders::save(tx, order)?;
     }
-    Ok(SettledOrder { receipt: order.receipt.ok_or_else(unreadable)?, token, proof: None })
+    Ok(SettledOrder { receipt: order.receipt.clone().ok_or_else(unreadable)?, token, proof: None })
 }
 
 /// The token that the acknowledged delivery has already, if it has one.
@@ -163,7 +173,7 @@ fn keep_token(tx: &dyn Tx, settlement: &Settlement) -> Result<Vec<u8>> {
     Ok(settlement.token.clone())
 }
 
-/// Step 1008 on record. What ran out is held once more, within one more term of the order.
+/// Step 1008. What ran out is held once more, within one more term of the order.
 fn acknowledge(tx: &dyn Tx, order: &mut StoredOrder, settlement: &Settlement) -> Result<()> {
     if matches!(order.state, OrderState::Acknowledged | OrderState::CaptureRequested) || order.state.is_paid() {
         return Ok(()); // It was acknowledged before.
@@ -180,9 +190,16 @@ fn acknowledge(tx: &dyn Tx, order: &mut StoredOrder, settlement: &Settlement) ->
             _ => refused,
         })?;
     }
-    let keep = "UPDATE orders SET state = $1, holds = $2, seal_digest = $3, acknowledgement = $4 WHERE order_id = $5";
-    let values = values![order.state.as_str(), signed(order.holds)?, &settlement.seal, &settlement.acknowledgement, &order.order];
-    tx.execute(keep, values).map(drop)
+    Ok(())
+}
+
+/// Writes down where the order stands, with what was first said of it: which delivery was acknowledged, and under which key the price is
+/// asked for.
+fn keep(tx: &dyn Tx, order: &StoredOrder, settlement: Option<&Settlement>, key: Option<&str>) -> Result<()> {
+    let keep = "UPDATE orders SET state = $1, holds = $2, seal_digest = coalesce(seal_digest, $3),
+                acknowledgement = coalesce(acknowledgement, $4), capture_key = coalesce(capture_key, $5) WHERE order_id = $6";
+    let (seal, said) = (settlement.map(|s| &s.seal), settlement.map(|s| &s.acknowledgement));
+    tx.execute(keep, values![order.state.as_str(), signed(order.holds)?, seal, said, key, &order.order]).map(drop)
 }
 
 /// Writes down under which key the price is asked for, before anybody is asked; returns the key that counts.
@@ -192,8 +209,7 @@ fn request_capture(tx: &dyn Tx, order: &mut StoredOrder, key: &str) -> Result<St
         return kept.ok_or_else(unreadable);
     }
     step(order, OrderState::CaptureRequested)?;
-    let keep = "UPDATE orders SET state = $1, capture_key = $2 WHERE order_id = $3";
-    tx.execute(keep, values![order.state.as_str(), key, &order.order])?;
+    keep(tx, order, None, Some(key))?;
     Ok(key.to_owned())
 }
 
@@ -216,7 +232,7 @@ fn capture(tx: &dyn Tx, order: &mut StoredOrder, settling: &Settling, entered: &
     log.enter(&receipt);
     entered.orders.push(order.order);
     order.receipt = Some(receipt);
-    orders::save(tx, order)
+    Ok(())
 }
 
 /// The seller's next receipt number. Whoever takes one holds the seller's row until the transaction ends, so that there are no gaps.

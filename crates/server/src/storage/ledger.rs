@@ -1,7 +1,7 @@
 //! The ledger: double entry, append only. Whether an entry sums to zero and leaves no customer below zero is decided by the
 //! database's own triggers (`migrations/`), which also keep what the postings of a book come to.
 
-use super::sql::{Row, Tx, all, first, signed, unreadable, values};
+use super::sql::{Row, Tx, all, first, first_locked, signed, unreadable, values};
 use super::{BookBalance, Shares, Statement, StatementLine, StoredOrder, payments};
 use chipbound_wire::api::Balance;
 use chipbound_wire::{AccountId, Amount, Code, Currency, OrderId, Refusal, Result, Time};
@@ -54,13 +54,22 @@ fn source(tx: &dyn Tx, order: &StoredOrder) -> Result<&'static str> {
 }
 
 fn check_funds(tx: &dyn Tx, customer: AccountId, price: Amount) -> Result<()> {
-    let funds = "SELECT minor FROM balances WHERE account = $1 AND book = 'funds' AND currency = $2 FOR UPDATE";
-    tx.lock(funds, values![&customer, price.currency.as_str()])?;
-    let available = balance(tx, customer, price.currency)?.available;
+    let available = spendable(free(tx, customer, FUNDS, price.currency)?, price.currency);
     if available.minor < price.minor {
         return Err(Refusal::new(Code::InsufficientFunds, format!("the price is {price}, the balance {available}")));
     }
     Ok(())
+}
+
+/// What stands in an account's book, which nobody else takes from until the transaction ends.
+fn free(tx: &dyn Tx, account: AccountId, book: &'static str, currency: Currency) -> Result<i64> {
+    let find = "SELECT minor FROM balances WHERE account = $1 AND book = $2 AND currency = $3 FOR UPDATE";
+    Ok(first_locked(tx, find, values![&account, book, currency.as_str()], |row| row.integer("minor"))?.unwrap_or(0))
+}
+
+/// What there is to spend of it: nothing where it is below zero.
+fn spendable(minor: i64, currency: Currency) -> Amount {
+    Amount { minor: u64::try_from(minor).unwrap_or(0), currency }
 }
 
 /// What is held for the order back to where it came from.
@@ -105,14 +114,9 @@ pub(super) fn refund(tx: &dyn Tx, order: &StoredOrder, note: &str, at: Time) -> 
 /// Money of an account's book to outside; [`Code::InsufficientFunds`].
 pub(super) fn payout(tx: &dyn Tx, account: AccountId, book: &'static str, amount: Amount, note: &str, at: Time) -> Result<()> {
     let (currency, wanted) = (amount.currency, signed(amount.minor)?);
-    tx.lock(
-        "SELECT minor FROM balances WHERE account = $1 AND book = $2 AND currency = $3 FOR UPDATE",
-        values![&account, book, currency.as_str()],
-    )?;
-    let there = "SELECT minor FROM balances WHERE account = $1 AND book = $2 AND currency = $3";
-    let there = first(tx, there, values![&account, book, currency.as_str()], |row| row.integer("minor"))?.unwrap_or(0);
+    let there = free(tx, account, book, currency)?;
     if there < wanted {
-        let there = Amount { minor: u64::try_from(there).unwrap_or(0), currency };
+        let there = spendable(there, currency);
         return Err(Refusal::new(Code::InsufficientFunds, format!("{amount} are to be paid out, and {there} are there")));
     }
     let postings = [posting(book, account, -wanted), posting("deposits", account, wanted)];
@@ -138,10 +142,14 @@ impl Entry<'static> {
 /// Writes the postings, then the entry over them; returns its number. Postings of nothing are left out, but for the first two: an
 /// entry over a price of zero has some.
 fn enter(tx: &dyn Tx, entry: &Entry<'_>, currency: Currency, postings: &[Posting]) -> Result<u64> {
-    let number = tx.next_entry()?;
-    for posting in postings.iter().enumerate().filter(|(n, posting)| *n < 2 || posting.minor != 0).map(|(_, posting)| posting) {
-        let insert = "INSERT INTO postings (entry, book, account, currency, minor) VALUES ($1, $2, $3, $4, $5)";
-        tx.execute(insert, values![number, posting.book, &posting.account, currency.as_str(), posting.minor])?;
+    let (number, currency) = (tx.next_entry()?, currency.as_str());
+    let (first_two, more) = postings.split_at_checked(2).ok_or_else(unreadable)?;
+    let insert = "INSERT INTO postings (entry, currency, book, account, minor) VALUES ($1, $2, $3, $4, $5), ($1, $2, $6, $7, $8)";
+    let [a, b] = [&first_two[0], &first_two[1]];
+    tx.execute(insert, values![number, currency, a.book, &a.account, a.minor, b.book, &b.account, b.minor])?;
+    for posting in more.iter().filter(|posting| posting.minor != 0) {
+        let insert = "INSERT INTO postings (entry, currency, book, account, minor) VALUES ($1, $2, $3, $4, $5)";
+        tx.execute(insert, values![number, currency, posting.book, &posting.account, posting.minor])?;
     }
     let insert = "INSERT INTO entries (entry, kind, order_id, round, at, note) VALUES ($1, $2, $3, $4, $5, $6)";
     let Entry { kind, order, round, note, at } = entry;

@@ -1,7 +1,7 @@
 //! Orders, holds and tickets.
 
 use super::books::Books;
-use super::sql::{Row, Tx, all, first, number, signed, values};
+use super::sql::{self, Row, Tx, all, first, first_locked, number, signed, values};
 use super::states::{refusal, step};
 use super::{NewOrder, NewTicket, Orders, StoredOrder, Unsettled, accounts, ledger, payments};
 use chipbound_wire::api::OrderState;
@@ -19,6 +19,10 @@ pub(super) fn unknown_order() -> Refusal {
 }
 
 fn stored(row: &dyn Row) -> Result<StoredOrder> {
+    Ok(StoredOrder { receipt: row.optional_bytes("receipt")?, ..without_receipt(row)? })
+}
+
+fn without_receipt(row: &dyn Row) -> Result<StoredOrder> {
     Ok(StoredOrder {
         order: OrderId(row.id("order_id")?),
         account: AccountId(row.id("account")?),
@@ -33,7 +37,7 @@ fn stored(row: &dyn Row) -> Result<StoredOrder> {
         expires_at: Time(row.number("expires_at")?),
         redownload_until: Time(row.number("redownload_until")?),
         holds: row.number("holds")?,
-        receipt: row.optional_bytes("receipt")?,
+        receipt: None,
     })
 }
 
@@ -50,19 +54,29 @@ pub(super) fn owned(books: &dyn Tx, account: AccountId, order: OrderId) -> Resul
 
 /// The same, locked until the transaction ends.
 pub(super) fn locked(tx: &dyn Tx, account: AccountId, order: OrderId) -> Result<StoredOrder> {
-    lock(tx, order)?;
-    owned(tx, account, order)
+    find_locked(tx, order)?.filter(|o| o.account == account).ok_or_else(unknown_order)
 }
 
 /// The order of that id, whosever it is, locked until the transaction ends.
 pub(super) fn locked_of_anybody(tx: &dyn Tx, order: OrderId) -> Result<StoredOrder> {
-    lock(tx, order)?;
-    find(tx, order)?.ok_or_else(unknown_order)
+    find_locked(tx, order)?.ok_or_else(unknown_order)
+}
+
+fn find_locked(tx: &dyn Tx, order: OrderId) -> Result<Option<StoredOrder>> {
+    let find = "SELECT * FROM orders WHERE order_id = $1 FOR UPDATE";
+    let mut found = first_locked(tx, find, values![&order], without_receipt)?;
+    if let Some(order) = &mut found
+        && (order.state.is_paid() || order.state == OrderState::Refunded)
+    {
+        let find = "SELECT receipt FROM receipts WHERE order_id = $1";
+        order.receipt = first(tx, find, values![&order.order], |row| row.bytes("receipt"))?;
+    }
+    Ok(found)
 }
 
 /// Locks the order until the transaction ends.
 pub(super) fn lock(tx: &dyn Tx, order: OrderId) -> Result<()> {
-    tx.lock("SELECT 1 FROM orders WHERE order_id = $1 FOR UPDATE", values![&order])
+    sql::lock(tx, "SELECT 1 FROM orders WHERE order_id = $1 FOR UPDATE", values![&order])
 }
 
 /// Writes down where the order stands.

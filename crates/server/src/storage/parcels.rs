@@ -2,7 +2,7 @@
 
 use super::books::Books;
 use super::sql::{Row, Tx, all, first, signed, unreadable, values};
-use super::{Parcels, StoredParcel};
+use super::{Parcels, StoredParcel, orders};
 use chipbound_session::Roots;
 use chipbound_wire::documents::Seal;
 use chipbound_wire::signed::read_claims;
@@ -66,7 +66,7 @@ impl Parcels for Books {
     async fn keep_parcel(&self, parcel: &StoredParcel, most: u64) -> Result<Vec<String>> {
         let new = parcel.clone();
         let keep = move |tx: &dyn Tx| {
-            tx.lock("SELECT order_id FROM orders WHERE order_id = $1 FOR UPDATE", values![&new.order])?;
+            orders::lock(tx, new.order)?;
             let replaced = forget(tx, new.order)?;
             tx.execute(
                 "INSERT INTO parcels (order_id, terms_digest, terms, wrap, kem, sealing_key, release_secret, content_key, blob, body_root,

@@ -13,10 +13,10 @@ pub(super) trait Tx {
     fn execute(&self, statement: &'static str, values: &[Value<'_>]) -> Result<u64>;
     /// Runs a query and shows `read` each row until it returns false.
     fn query(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()>;
-    /// Locks the rows that `statement`, a `SELECT … FOR UPDATE`, finds, until the transaction ends. To be called before what
-    /// depends on them is read: what was read before may be old. Lock an account before its orders, and orders in the order of
-    /// their ids.
-    fn lock(&self, statement: &'static str, values: &[Value<'_>]) -> Result<()>;
+    /// Runs `statement`, a `SELECT … FOR UPDATE` of one table, and locks the rows that it finds until the transaction ends: what it
+    /// shows is how they stand. What was read before, also of other tables, may be old. Lock an account before its orders, and
+    /// orders in the order of their ids.
+    fn query_locked(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()>;
     /// Waits until no other transaction holds the lock of that number, and holds it until this one ends.
     fn alone(&self, lock: Lock) -> Result<()>;
     /// The number of the next entry of the ledger. Numbers rise; a transaction that fails may leave a gap.
@@ -187,6 +187,26 @@ pub(super) fn first<T>(
         Ok(false)
     })?;
     Ok(found)
+}
+
+/// The row that a `SELECT … FOR UPDATE` finds by its key, as `read` takes it, locked until the transaction ends.
+pub(super) fn first_locked<T>(
+    tx: &dyn Tx,
+    statement: &'static str,
+    values: &[Value<'_>],
+    read: impl Fn(&dyn Row) -> Result<T>,
+) -> Result<Option<T>> {
+    let mut found = None;
+    tx.query_locked(statement, values, &mut |row| {
+        found = Some(read(row)?);
+        Ok(false)
+    })?;
+    Ok(found)
+}
+
+/// Locks the rows that a `SELECT … FOR UPDATE` finds until the transaction ends.
+pub(super) fn lock(tx: &dyn Tx, statement: &'static str, values: &[Value<'_>]) -> Result<()> {
+    tx.query_locked(statement, values, &mut |_| Ok(true))
 }
 
 /// Every row that a query finds, as `read` takes them.

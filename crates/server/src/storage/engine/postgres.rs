@@ -31,8 +31,14 @@ const CONNECT: Duration = Duration::from_secs(10);
 const WRITING: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 /// How queries begin that see the books as they stood at one moment.
 const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-/// What bounds a statement, a wait for a lock, and a transaction whose server instance stands still.
-const SESSION: [(&str, &str); 3] = [("statement_timeout", "60s"), ("lock_timeout", "20s"), ("idle_in_transaction_session_timeout", "60s")];
+/// What bounds a statement, a wait for a lock, and a transaction whose server instance stands still. Every statement finds its rows by
+/// a key, so that one plan is as good as another: it is made once.
+const SESSION: [(&str, &str); 4] = [
+    ("statement_timeout", "60s"),
+    ("lock_timeout", "20s"),
+    ("idle_in_transaction_session_timeout", "60s"),
+    ("plan_cache_mode", "force_generic_plan"),
+];
 
 /// A transaction waiting for a connection.
 type Job = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -262,8 +268,8 @@ impl Tx for Session<'_> {
         Ok(())
     }
 
-    fn lock(&self, statement: &'static str, values: &[Value<'_>]) -> Result<()> {
-        self.rows(statement, values).map(drop)
+    fn query_locked(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()> {
+        self.query(statement, values, read)
     }
 
     fn alone(&self, lock: Lock) -> Result<()> {

@@ -183,8 +183,8 @@ impl Tx for Connection {
         Ok(())
     }
 
-    fn lock(&self, _: &'static str, _: &[Value<'_>]) -> Result<()> {
-        Ok(()) // There is one writer.
+    fn query_locked(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()> {
+        self.query(statement.trim_end_matches(" FOR UPDATE"), values, read) // There is one writer.
     }
 
     fn alone(&self, _: Lock) -> Result<()> {

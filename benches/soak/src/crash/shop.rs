@@ -1,0 +1,222 @@
+//! One installation whose daemons are killed and started again.
+
+use super::plan::PROGRAMS;
+use super::tally::{Tally, locked};
+use super::{Database, Size};
+use crate::{Outcome, failed};
+use chipbound::demo::world::{Daemon, World};
+use chipbound::home::Home;
+use chipbound_testkit::CardSimulator;
+use chipbound_testkit::cards::{API_KEY, Fault, Operation};
+use chipbound_testkit::postgres::Cluster;
+use rustix::process::{Pid, Signal, kill_process};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+
+/// What everybody logs in with.
+const PASSWORD: &str = "correct horse battery staple";
+/// What every program costs, in minor units, and what a customer has who does not pay by card.
+pub(crate) const PRICE: u64 = 100;
+pub(crate) const DEPOSIT: u64 = 250;
+/// How long a daemon may take to come back, its database included.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often the card provider fails, of a thousand requests.
+const FAULTS: u32 = 60;
+/// How long the card provider lets wait for the answer to a capture that is aimed at.
+const LATE: Duration = Duration::from_millis(60);
+
+/// The installation; everything ends with it.
+pub(crate) struct Shop {
+    exe: PathBuf,
+    folder: PathBuf,
+    server: Mutex<Daemon>,
+    processors: Vec<Mutex<Daemon>>,
+    pub(crate) world: World,
+    pub(crate) cards: CardSimulator,
+    cluster: Option<(Cluster, String)>,
+    pub(crate) runtime: Runtime,
+    /// Microseconds that a purchase takes that nobody disturbs.
+    usual: AtomicU64,
+}
+
+impl Shop {
+    /// Sets everything up: one processor for each lane, a vendor with two programs.
+    pub(crate) fn open(exe: &Path, folder: &Path, database: Database, size: &Size) -> Outcome<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let cards = runtime.block_on(CardSimulator::start());
+        chipbound_host::files::write_new(&folder.join("card-key"), API_KEY.as_bytes(), 0o600)?;
+        chipbound_host::files::write_new(&folder.join("card-root.pem"), cards.root_pem().as_bytes(), 0o600)?;
+        let at = folder.display();
+        let more = format!(
+            "order_seconds = {}\n[payment.cards]\nurl = \"{}\"\nkey_file = \"{at}/card-key\"\ntls_root = \"{at}/card-root.pem\"\n",
+            size.order_seconds,
+            cards.url()
+        );
+        let mut world = runtime.block_on(World::start(exe, folder, size.lanes, &more))?;
+        let cluster = (database == Database::Postgres).then(|| {
+            let cluster = Cluster::start(false);
+            let name = cluster.create_database();
+            (cluster, name)
+        });
+        let url = cluster.as_ref().map(|(cluster, name)| cluster.url(name));
+        settle_down(&world, url.as_deref())?;
+        let mut daemons = world.daemons.drain(1..).map(Mutex::new).collect::<Vec<_>>();
+        let server = daemons.remove(0);
+        let (exe, folder, usual) = (exe.to_owned(), folder.to_owned(), AtomicU64::new(0));
+        let shop = Self { exe, folder, server, processors: daemons, world, cards, cluster, runtime, usual };
+        shop.kill_server(Duration::ZERO)?; // It has another configuration from now on.
+        shop.publish()?;
+        shop.cards.draw_faults(size.seed, FAULTS);
+        Ok(shop)
+    }
+
+    fn publish(&self) -> Outcome<()> {
+        self.runtime.block_on(async {
+            self.world.account("vendor", "vendor", PASSWORD, None).await?;
+            self.world.log_in("vendor", PASSWORD).await?;
+            let voucher = self.world.voucher("vendor").await?;
+            let arguments = ["vendor", "init", "--authority", &self.world.authority_url, "--voucher", &voucher, "--home"];
+            self.world.chipbound(&arguments, &[&self.world.path("home-vendor")]).await
+        })?;
+        for program in &PROGRAMS {
+            let price = format!("{}.{:02} EUR", PRICE / 100, PRICE % 100);
+            let arguments = ["publish", "--name", program.name, "--version", "1", "--class", "software", "--price", &price, program.file];
+            let output = self.command(&self.folder.join("home-vendor"), 0, &arguments).output()?;
+            if !output.status.success() {
+                return Err(failed(format!("publish: {}", String::from_utf8_lossy(&output.stderr))));
+            }
+        }
+        Ok(())
+    }
+
+    /// A customer with money or without, logged in; where she works.
+    pub(crate) fn customer(&self, user: &str, money: bool) -> Outcome<PathBuf> {
+        let deposit = format!("{}.{:02} EUR", DEPOSIT / 100, DEPOSIT % 100);
+        self.again("an account", || {
+            // Killed in between, the last one may be there or not: nobody uses it.
+            self.runtime.block_on(self.world.account(user, "customer", PASSWORD, money.then_some(deposit.as_str())))
+        })?;
+        self.again("a log-in", || self.runtime.block_on(self.world.log_in(user, PASSWORD)))?;
+        let work = self.folder.join(format!("work-{user}"));
+        std::fs::create_dir(&work)?;
+        Ok(work)
+    }
+
+    /// Does what may fail while others kill.
+    fn again<T>(&self, what: &str, mut attempt: impl FnMut() -> chipbound_wire::Result<T>) -> Outcome<T> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match attempt() {
+                Ok(done) => return Ok(done),
+                Err(refusal) if Instant::now() > deadline => return Err(failed(format!("{what}: {refusal}"))),
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+
+    pub(crate) fn home(&self, user: &str) -> PathBuf {
+        self.folder.join(format!("home-{user}"))
+    }
+
+    /// The command, in a home, on a lane's processor.
+    pub(crate) fn command(&self, home: &Path, lane: usize, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.exe);
+        command.args(arguments).current_dir(&self.folder).stdin(Stdio::null());
+        command.env("CHIPBOUND_HOME", home).env("CHIPBOUND_PROCESSOR", &self.world.sockets[lane]);
+        command
+    }
+
+    /// What a customer sees of her own account; in a home that she is logged in by.
+    pub(crate) fn api(&self, user: &str) -> Outcome<chipbound::api::Api> {
+        Ok(chipbound::api::Api::with(&Home::locate(Some(&self.home(user)))?.session()?)?)
+    }
+
+    /// Kills the server, and starts it again after a while.
+    pub(crate) fn kill_server(&self, away: Duration) -> Outcome<()> {
+        self.kill(&self.server, away, &["server", "run"], &self.folder.join("server/server.toml"), "server")
+    }
+
+    /// Kills a lane's processor, and starts it again after a while.
+    pub(crate) fn kill_processor(&self, lane: usize, away: Duration) -> Outcome<()> {
+        let name = format!("processor-{}", lane + 1);
+        self.kill(&self.processors[lane], away, &["processor", "run"], &self.folder.join(&name).join("processor.toml"), &name)
+    }
+
+    fn kill(&self, daemon: &Mutex<Daemon>, away: Duration, verb: &[&str], config: &Path, name: &str) -> Outcome<()> {
+        let mut daemon = locked(daemon);
+        daemon.kill();
+        std::thread::sleep(away);
+        let arguments: Vec<_> = verb.iter().map(OsStr::new).chain([OsStr::new("--config"), config.as_os_str()]).collect();
+        let log = self.folder.join(format!("{name}.log"));
+        *daemon = self.again(name, || self.runtime.block_on(Daemon::start(&self.exe, &arguments, &log)))?.0;
+        Ok(())
+    }
+
+    /// Whether the database is one that can be killed.
+    pub(crate) fn has_cluster(&self) -> bool {
+        self.cluster.is_some()
+    }
+
+    /// Kills one process of the database that serves the server; PostgreSQL ends all others then and begins anew from its log.
+    pub(crate) fn kill_database(&self) {
+        let Some((cluster, name)) = &self.cluster else { return };
+        let find = format!("SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND datname = '{name}' LIMIT 1");
+        let found = cluster.sql("postgres", &find).ok().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+        if let Some(pid) = found {
+            let _ = kill_process(pid, Signal::KILL); // It may have ended in between.
+        }
+    }
+
+    /// The next capture is answered late, so that there is a time in which only the card provider knows of it.
+    pub(crate) fn answer_late(&self) {
+        self.cards.plan(Operation::Capture, Fault::Late(LATE));
+    }
+
+    /// How many prices the card provider has taken.
+    pub(crate) fn taken(&self) -> usize {
+        self.cards.payments().iter().filter(|p| p.captures > 0).count()
+    }
+
+    /// How long a purchase takes that nobody disturbs.
+    pub(crate) fn usual(&self) -> Duration {
+        match self.usual.load(Ordering::Relaxed) {
+            0 => Duration::from_millis(150),
+            micros => Duration::from_micros(micros),
+        }
+    }
+
+    pub(crate) fn undisturbed(&self, took: Duration) {
+        let (took, before) = (took.as_micros() as u64, self.usual.load(Ordering::Relaxed));
+        self.usual.store(if before == 0 { took } else { (before * 7 + took) / 8 }, Ordering::Relaxed);
+    }
+
+    /// What the daemons' logs say that they never should.
+    pub(crate) fn check_logs(&self, tally: &mut Tally) -> Outcome<()> {
+        for entry in std::fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "log") {
+                let text = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
+                let bad = text.lines().filter(|line| line.contains("panicked at") || line.contains("code=internal"));
+                tally.violations.extend(bad.map(|line| format!("{}: {line}", path.display())));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gives the server the port that it has for good, and its database.
+fn settle_down(world: &World, database: Option<&str>) -> Outcome<()> {
+    let path = world.path("server/server.toml");
+    let text = std::fs::read_to_string(&path)?;
+    let address = world.server_url.trim_start_matches("https://");
+    let mut text = text.replacen("listen = \"127.0.0.1:0\"", &format!("listen = \"{address}\""), 1);
+    if let Some(url) = database {
+        text = text.replacen("# url = \"sqlite:server.db\"", &format!("url = \"{url}\""), 1);
+    }
+    Ok(std::fs::write(&path, text)?)
+}

@@ -1,0 +1,117 @@
+//! What happened in a run.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Who is killed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Victim {
+    /// `chipbound server run`.
+    Server,
+    /// `chipbound buy`.
+    Client,
+    /// `chipbound processor run`.
+    Processor,
+    /// A process of PostgreSQL, which then begins anew from its log.
+    Database,
+}
+
+impl Victim {
+    const ALL: [Self; 4] = [Self::Server, Self::Client, Self::Processor, Self::Database];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Client => "client",
+            Self::Processor => "processor",
+            Self::Database => "PostgreSQL",
+        }
+    }
+}
+
+/// Counts, and what is wrong.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// By whom, and the step that the client had said last (0 before the first).
+    pub kills: BTreeMap<(Victim, u16), u32>,
+    /// Customers who began to buy.
+    pub purchases: u32,
+    /// Of them by card.
+    pub by_card: u32,
+    /// Of them with two clients at one order.
+    pub raced: u32,
+    /// Of them given up after a kill.
+    pub left: u32,
+    /// Purchases that were hit and gave the program in the end.
+    pub recovered: u32,
+    /// Prices that were taken, by balances and the card provider's book.
+    pub charges: u32,
+    /// Receipts that servers keep.
+    pub receipts: u32,
+    /// Refusals that clients ended with, by code.
+    pub refused: BTreeMap<String, u32>,
+    /// What must not be.
+    pub violations: Vec<String>,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: Self) {
+        other.kills.into_iter().for_each(|(key, count)| *self.kills.entry(key).or_default() += count);
+        other.refused.into_iter().for_each(|(key, count)| *self.refused.entry(key).or_default() += count);
+        self.purchases += other.purchases;
+        self.by_card += other.by_card;
+        self.raced += other.raced;
+        self.left += other.left;
+        self.recovered += other.recovered;
+        self.charges += other.charges;
+        self.receipts += other.receipts;
+        self.violations.extend(other.violations);
+    }
+
+    /// How many times it was killed.
+    #[must_use]
+    pub fn killed(&self, victim: Victim) -> u32 {
+        self.kills.iter().filter(|((v, _), _)| *v == victim).map(|(_, count)| count).sum()
+    }
+}
+
+/// What is wrong, kills by step, refusals by code, and as the last line the counts.
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for violation in &self.violations {
+            writeln!(f, "VIOLATION: {violation}")?;
+        }
+        let mut steps: Vec<_> = self.kills.keys().map(|(_, step)| *step).collect();
+        steps.sort_unstable();
+        steps.dedup();
+        writeln!(f, "kills by the step that was said last:")?;
+        for step in steps {
+            let count = |victim| self.kills.get(&(victim, step)).copied().unwrap_or_default();
+            let counts: Vec<_> = Victim::ALL.iter().map(|v| format!("{} {:>4}", v.as_str(), count(*v))).collect();
+            writeln!(f, "  {step:>4}  {}", counts.join("  "))?;
+        }
+        let refused: Vec<_> = self.refused.iter().map(|(code, count)| format!("{code} {count}")).collect();
+        writeln!(f, "refusals: {}", refused.join(", "))?;
+        let killed: Vec<_> = Victim::ALL.iter().map(|v| format!("{} {}", v.as_str(), self.killed(*v))).collect();
+        write!(
+            f,
+            "kills={} ({}) purchases={} (by card {}, two clients {}, given up {}) charges={} receipts={} refused={} recovered={} violations={}",
+            self.kills.values().sum::<u32>(),
+            killed.join(", "),
+            self.purchases,
+            self.by_card,
+            self.raced,
+            self.left,
+            self.charges,
+            self.receipts,
+            self.refused.values().sum::<u32>(),
+            self.recovered,
+            self.violations.len(),
+        )
+    }
+}
+
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
