@@ -12,8 +12,9 @@ use rustix::fs::{FallocateFlags, fallocate, ftruncate};
 
 use crate::image::create_memory;
 
-/// Bytes of the memory file that waits ready. A program that needs far less leaves it for one that needs it.
-const SPARE: u64 = 4 << 20;
+/// Bytes of the memory files that wait ready, ascending. A program takes the largest of which it needs at least half: what is too much has
+/// to be given back before it starts, what is missing is given while it is opened.
+const SPARES: [u64; 2] = [4 << 20, 8 << 20];
 
 /// Threads and memory that wait ready. Its owner says when they are made: [`Workshop::staff`], [`Workshop::restock`]. Without them
 /// images are built all the same.
@@ -27,7 +28,7 @@ struct Shared {
     come: Condvar,
     /// A thread has let go of some.
     gone: Condvar,
-    spare: Mutex<Option<File>>,
+    spares: Mutex<[Option<File>; SPARES.len()]>,
 }
 
 #[derive(Default)]
@@ -67,25 +68,32 @@ impl Workshop {
         Ok(())
     }
 
-    /// Sees to it that a memory file waits ready, of 4 MiB that the kernel has given. To be called when nobody waits; where the kernel
+    /// Sees to it that memory files wait ready, of 4 and 8 MiB that the kernel has given. To be called when nobody waits; where the kernel
     /// gives none, there is none.
     pub fn restock(&self) {
-        let mut spare = self.0.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.is_none() {
-            *spare = given().ok();
+        let mut spares = self.0.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        for (spare, size) in spares.iter_mut().zip(SPARES) {
+            if spare.is_none() {
+                *spare = given(size).ok();
+            }
         }
     }
 
-    /// A memory file of `size` bytes, all zeros: the one that waits ready, where that saves time.
+    /// A memory file of `size` bytes, all zeros: one that waits ready, where that saves time.
     pub(crate) fn memory(&self, size: u64) -> io::Result<File> {
-        let ready = match self.0.spare.try_lock() {
-            Ok(mut spare) if size >= SPARE / 2 => spare.take(),
-            Err(TryLockError::Poisoned(spare)) if size >= SPARE / 2 => spare.into_inner().take(),
-            _ => None,
-        };
-        let file = ready.map_or_else(create_memory, Ok)?;
+        let file = self.spare_for(size).map_or_else(create_memory, Ok)?;
         ftruncate(&file, size)?;
         Ok(file)
+    }
+
+    /// Nobody waits here while the shop is being stocked.
+    fn spare_for(&self, size: u64) -> Option<File> {
+        let mut spares = match self.0.spares.try_lock() {
+            Ok(spares) => spares,
+            Err(TryLockError::Poisoned(spares)) => spares.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        spares.iter_mut().zip(SPARES).rev().find_map(|(spare, of)| spare.take_if(|_| size >= of / 2))
     }
 
     /// Does `work` on this thread, and on up to `helpers` of those that wait. When it returns, none of them has the work any more; the
@@ -153,10 +161,10 @@ impl fmt::Debug for Workshop {
 }
 
 /// A memory file whose pages are there.
-fn given() -> io::Result<File> {
+fn given(size: u64) -> io::Result<File> {
     let file = create_memory()?;
-    ftruncate(&file, SPARE)?;
-    fallocate(&file, FallocateFlags::empty(), 0, SPARE)?;
+    ftruncate(&file, size)?;
+    fallocate(&file, FallocateFlags::empty(), 0, size)?;
     Ok(file)
 }
 
@@ -225,17 +233,23 @@ mod tests {
     #[test]
     fn a_memory_file_that_waits_is_given_once_of_the_size_that_is_wanted_and_empty() {
         let shop = Workshop::default();
-        shop.restock();
-        for (size, given) in [(4096, 0), (SPARE - 4096, SPARE - 4096), (SPARE + 4096, 0)] {
+        let [small, large] = SPARES;
+        let given = |size: u64| {
             let file = shop.memory(size).unwrap();
-            let meta = file.metadata().unwrap();
-            assert_eq!((meta.len(), meta.blocks() * 512), (size, given));
             let mut bytes = vec![1; 4096];
             file.read_exact_at(&mut bytes, size - 4096).unwrap();
-            assert!(bytes.iter().all(|byte| *byte == 0));
-        }
+            let meta = file.metadata().unwrap();
+            assert!(meta.len() == size && bytes.iter().all(|byte| *byte == 0));
+            meta.blocks() * 512
+        };
         shop.restock();
-        let larger = shop.memory(SPARE + 4096).unwrap().metadata().unwrap();
-        assert_eq!((larger.len(), larger.blocks() * 512), (SPARE + 4096, SPARE));
+        assert_eq!(given(4096), 0, "it would have to give nearly all of it back");
+        assert_eq!(given(small - 4096), small - 4096);
+        assert_eq!(given(small - 4096), 0, "it is gone");
+        assert_eq!(given(large + 4096), large);
+        shop.restock();
+        assert_eq!(given(small), small, "half of the large one");
+        assert_eq!(given(small), small, "the small one");
+        assert_eq!(given(small), 0);
     }
 }
