@@ -73,7 +73,7 @@ impl Audit<'_> {
         Ok(())
     }
 
-    pub(crate) fn checkpoint(&mut self, row: Checkpoint) {
+    pub(crate) fn checkpoint(&mut self, row: &Checkpoint) {
         self.report.totals.checkpoints += 1;
         let about = format!("checkpoint of {} entries", row.size);
         let Some((key, since)) = self.log.keys.get(&row.statement) else {
@@ -153,6 +153,41 @@ impl Audit<'_> {
     pub(crate) fn end_of_entries(&mut self) {
         for (index, _) in self.log.entries.iter().enumerate().filter(|(_, entry)| !entry.claimed) {
             self.report.find(Rule::LogEntry, format!("entry {index} of the log"), "a receipt", "there is none");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Report;
+    use chipbound_testkit::Pki;
+
+    #[test]
+    fn kept_roots_over_256_entries_are_compared_with_those_that_are_computed() {
+        let trust = Pki::new(Time(1_000_000)).trust();
+        let entry = |position: u64| Node { level: 0, position, value: TreeHash([(position % 251) as u8; 32]) };
+        let mut edge = Frontier::default();
+        let mut roots = Vec::new();
+        for position in 0..600 {
+            edge.push(leaf_hash(&entry(position).value.0), |level, position, hash| {
+                if level == 8 {
+                    roots.push(Node { level: 1, position, value: *hash });
+                }
+            });
+        }
+        let altered = Node { value: TreeHash([9; 32]), ..roots[1] };
+        let beyond = Node { position: 2, ..roots[1] };
+        for (kept, findings) in
+            [(vec![roots[0], roots[1]], 0), (vec![roots[0], altered], 1), (vec![roots[0]], 1), (vec![roots[0], roots[1], beyond], 1)]
+        {
+            let mut audit = crate::Audit::new(&trust, Time(1_000_000));
+            (0..600).for_each(|position| audit.node(&entry(position)));
+            kept.iter().for_each(|node| audit.node(node));
+            audit.log_head(&LogHead { size: 600, edge: chipbound_wire::api::Base64(edge.to_bytes()) });
+            audit.end_of_log();
+            let Report { findings: found, .. } = audit.report;
+            assert_eq!(found.iter().filter(|finding| finding.rule == Rule::LogTree).count(), findings, "{found:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::journal::{self, Book, PaymentState};
 use crate::states::{Holds, demand};
-use crate::{Audit, Rule, verified};
+use crate::{Audit, Report, Rule, verified};
 use chipbound_wire::api::OrderState;
 use chipbound_wire::documents::{Acknowledgement, Confirmation, Transfer};
 use chipbound_wire::signed::{read_claims, verify_past_document};
@@ -291,44 +291,47 @@ impl Audit<'_> {
     }
 
     /// What the states demand, once everything else was read.
-    pub(crate) fn end_of_orders(&mut self) -> Result<()> {
+    pub(crate) fn end_of_orders(&mut self) {
         for (id, order) in &self.orders {
-            let about = format!("order {id}, {}", order.state.as_str());
-            let report = &mut self.report;
-            let (expected, found) = order.differences();
-            if !expected.is_empty() {
-                report.find(Rule::OrderState, &about, expected.join(", "), found.join(", "));
-            }
-            if let Some((seal, _)) = order.acknowledged
-                && !order.sealed
-            {
-                report.find(Rule::OrderAcknowledgement, &about, format!("a delivery with the seal {seal}"), "there is none");
-            }
-            if order.tokens > 0 && order.capture.is_none() {
-                report.find(Rule::TokenUnpaid, &about, "no release token before the capture", format!("{} tokens", order.tokens));
-            }
-            if order.first.is_some() && order.led_to() != Some(order.processor) {
-                let led = order.led_to().map_or("transfers that do not follow each other".to_owned(), |to| format!("transfers to {to}"));
-                report.find(Rule::OrderProcessor, &about, led, format!("processor {}", order.processor));
-            } else if !order.transfers.is_empty() && order.capture.is_none() {
-                report.find(Rule::OrderProcessor, &about, "no transfer of what is not bought", format!("{}", order.transfers.len()));
-            }
-            if let Some((expected, found)) = order.unlike_its_card() {
-                report.find(Rule::CardPayment, &about, expected, found);
-            }
-            let until = order.last_hold(if order.state.runs_out() { 1 } else { 2 }).after(SWEEP);
-            if order.holds() == Holds::Open && self.made_at > until {
-                report.find(Rule::HoldTerm, &about, format!("no hold after {}", until.0), format!("one that stands at {}", self.made_at.0));
-            }
-            match (order.capture.is_some(), order.receipts) {
-                (true, 1) | (false, 0) => {}
-                (captured, receipts) => {
-                    let captures = u32::from(captured);
-                    report.find(Rule::ReceiptOfCapture, &about, format!("{captures} receipts"), format!("{receipts} receipts"));
-                }
-            }
+            order.judge(&format!("order {id}, {}", order.state.as_str()), self.made_at, &mut self.report);
         }
-        Ok(())
+    }
+}
+
+impl Order {
+    fn judge(&self, about: &str, now: Time, report: &mut Report) {
+        let (expected, found) = self.differences();
+        if !expected.is_empty() {
+            report.find(Rule::OrderState, about, expected.join(", "), found.join(", "));
+        }
+        if let Some((seal, _)) = self.acknowledged.filter(|_| !self.sealed) {
+            report.find(Rule::OrderAcknowledgement, about, format!("a delivery with the seal {seal}"), "there is none");
+        }
+        if self.tokens > 0 && self.capture.is_none() {
+            report.find(Rule::TokenUnpaid, about, "no release token before the capture", format!("{} tokens", self.tokens));
+        }
+        if let Some((expected, found)) = self.unlike_its_card() {
+            report.find(Rule::CardPayment, about, expected, found);
+        }
+        let until = self.last_hold(if self.state.runs_out() { 1 } else { 2 }).after(SWEEP);
+        if self.holds() == Holds::Open && now > until {
+            report.find(Rule::HoldTerm, about, format!("no hold after {}", until.0), format!("one that stands at {}", now.0));
+        }
+        let captures = u32::from(self.capture.is_some());
+        if captures != self.receipts {
+            report.find(Rule::ReceiptOfCapture, about, format!("{captures} receipts"), format!("{} receipts", self.receipts));
+        }
+        self.judge_processor(about, report);
+    }
+
+    fn judge_processor(&self, about: &str, report: &mut Report) {
+        let led = self.led_to();
+        if self.first.is_some() && led != Some(self.processor) {
+            let led = led.map_or("transfers that follow each other".to_owned(), |to| format!("processor {to}"));
+            report.find(Rule::OrderProcessor, about, led, format!("processor {}", self.processor));
+        } else if !self.transfers.is_empty() && self.capture.is_none() {
+            report.find(Rule::OrderProcessor, about, "no transfer of what is not bought", format!("{}", self.transfers.len()));
+        }
     }
 }
 

@@ -77,14 +77,14 @@ pub enum Command {
     },
     /// Write the journal of the books, for an auditor, to standard output: all of it as it stands at one moment. It names no user and
     /// holds no secret; a running server goes on meanwhile.
-    #[command(after_help = "Example:\n  chipbound server journal --config shop/server.toml > journal.jsonl")]
+    #[command(after_help = "Example:\n  chipbound server journal --config shop/server.toml | gzip > journal.gz")]
     Journal {
         /// The server's configuration.
         #[arg(long)]
         config: PathBuf,
     },
     /// Recompute the books from their journal by an auditor of its own, and say what is wrong; the exit code says so too.
-    #[command(after_help = "Examples:\n  chipbound server audit --config shop/server.toml\n  \
+    #[command(after_help = "Example:\n  chipbound server audit --config shop/server.toml\n  \
         chipbound server audit --journal journal.jsonl --root root.der")]
     Audit(Audited),
     /// Accounts and their money, on the server's own machine.

@@ -1,13 +1,14 @@
 //! The auditor over the books of a real server: a busy shop's are right on either engine, and whatever is bent in the journal or in
 //! the database is found by the rule that it breaks.
 
+use crate::daemon::{Installation, buy, log_in, receive};
 use crate::processor::{Delivered, Processor};
 use crate::world::{User, World, eur, sample};
 use chipbound_auditor::{Report, Rule, audit};
 use chipbound_server::config::{Policy, Tax};
 use chipbound_server::storage::{Accounts, Deliveries, NewTransfer, Orders, Settlement, Shares, Transfers};
 use chipbound_testkit::Repeatable;
-use chipbound_wire::api::{Base64, NewOrder, Order};
+use chipbound_wire::api::{Acknowledge, Base64, NewOrder, Order, Settled};
 use chipbound_wire::certificate::Role;
 use chipbound_wire::documents::{Acknowledgement, Confirmation, Transfer};
 use chipbound_wire::random::fresh;
@@ -511,4 +512,56 @@ async fn what_is_no_whole_journal_is_refused_with_its_line() {
         assert_eq!(refusal.code, expected, "{what}: {refusal}");
         assert!(refusal.detail.contains("line "), "{what}: {refusal}");
     }
+}
+
+/// Runs a verb: its exit code, standard output and standard error.
+fn verb(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_chipbound-server")).args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_audits_a_running_server_or_its_journal_elsewhere_and_is_told_what_is_wrong() {
+    let installation = Installation::new().await;
+    let daemon = installation.start().await;
+    let client = installation.client(&daemon);
+    installation.publish(&client, &sample(1000)).await;
+    let (ann, processor) = (log_in(&client, "ann").await, installation.processor().await);
+    let order = buy(&client, &ann, processor.id(), None).await;
+    let acknowledgement = Base64(receive(&client, &ann, &order, &processor).await.unwrap());
+    let path = format!("/v1/orders/{}/acknowledgement", order.order);
+    client.post_json::<_, Settled>(&path, Some(&ann), &[], &Acknowledge { acknowledgement }).await.unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let config = installation.config.to_str().unwrap();
+    let (code, said, _) = verb(&["audit", "--config", config]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.ends_with("1 receipts, 1 log entries, 1 checkpoints: the books are right\n"), "{said}");
+    let (code, journal, _) = verb(&["journal", "--config", config]);
+    assert_eq!(code, Some(0));
+    for secret in ["argon2", "correct horse", "vera", ann.as_str()] {
+        assert!(!journal.contains(secret), "{secret}");
+    }
+    let (journal, root) = (file("journal", journal.as_bytes()), file("root.der", installation.root()));
+    let (code, said, _) = verb(&["audit", "--journal", &journal, "--root", &root, "--json"]);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, &said["clean"], &said["orders"]["released"]), (Some(0), &json!(true), &json!(1)));
+    let other = file("other.der", chipbound_testkit::Pki::new(chipbound_host::now()).root());
+    let (code, said, _) = verb(&["audit", "--journal", &journal, "--root", &other]);
+    assert!(code == Some(70) && said.contains("receipt-signature  receipt 1 of seller"), "{code:?} {said}");
+
+    let database = installation.config.with_file_name("server.db");
+    rusqlite::Connection::open(database).unwrap().execute("UPDATE balances SET minor = minor + 7 WHERE book = 'funds'", []).unwrap();
+    let (code, said, error) = verb(&["audit", "--config", config]);
+    assert!(code == Some(70) && error.contains("books_inconsistent"), "{code:?} {error}");
+    assert!(
+        said.starts_with("balance-derived  funds of account ") && said.contains("expected  1750 EUR\n  found     1757 EUR\n"),
+        "{said}"
+    );
 }

@@ -57,6 +57,7 @@ tests! {
     log::the_log_only_grows,
     payments::a_card_is_asked_under_one_attempt_until_it_is_declined,
     payments::what_a_card_holds_is_captured_only_when_it_was_taken_and_goes_back_to_the_card,
+    payments::what_a_card_holds_for_an_order_that_came_to_nothing_is_let_go_although_nobody_agreed,
     rest::a_release_is_new_and_its_sequence_rises,
     rest::two_uploads_of_one_version_publish_it_once,
     rest::a_common_package_is_made_once,

@@ -69,3 +69,21 @@ pub(super) async fn what_a_card_holds_is_captured_only_when_it_was_taken_and_goe
     assert_eq!(books.repository.open_payments(OrderId([1; 16])).await.expect("listed").len(), 2);
     books.audit().await;
 }
+
+pub(super) async fn what_a_card_holds_for_an_order_that_came_to_nothing_is_let_go_although_nobody_agreed(books: Fixture) {
+    for number in 1..=3 {
+        books.place(number, &format!("key {number}"), b"p").await.expect("an order");
+    }
+    let [first, second, third] = [asked(&books, 1, VISA).await, asked(&books, 2, VISA).await, asked(&books, 3, VISA).await];
+    assert!(books.repository.payment_became(&first, PaymentState::Held, "pi_1").await.expect("noted"));
+    books.repository.cancel(BUYER, first.order, NOW).await.expect("cancelled");
+    books.repository.cancel(BUYER, second.order, NOW).await.expect("cancelled");
+    assert!(books.repository.payment_became(&second, PaymentState::Held, "pi_2").await.expect("noted"), "the answer came late");
+    assert!(books.repository.payment_became(&third, PaymentState::Held, "pi_3").await.expect("noted"));
+    assert_eq!(books.repository.expire(NOW.after(101)).await.expect("expiry"), 1);
+    let open = books.repository.open_payments(OrderId([0; 16])).await.expect("listed");
+    let states: Vec<_> = open.iter().map(|p| (p.order, p.state)).collect();
+    assert_eq!(states, [first, second, third].map(|payment| (payment.order, PaymentState::Ending)), "the provider is asked to let go");
+    assert_eq!(books.money().await, (1000, 0));
+    books.audit().await;
+}
