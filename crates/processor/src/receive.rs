@@ -8,14 +8,14 @@ use crate::processor::Processor;
 use crate::spool::{Goods, SpoolFile};
 use crate::vault::Enrolment;
 use chipbound_sealing::package::ending;
-use chipbound_sealing::{Layout, PageKeys, SessionKey, open_session, seal_manifest};
+use chipbound_sealing::{BodyReader, Layout, PageKeys, SessionKey, open_session, seal_manifest};
 use chipbound_session::path::Path;
 use chipbound_session::processor::{Acknowledged, Capabilities, Receiving, begin};
 use chipbound_session::{Context, Delivery};
 use chipbound_trusted_core::{Delivery as Gated, KeyStore, Memory, Record, Release, Step, release};
 use chipbound_wire::bounded::Bytes;
 use chipbound_wire::certificate::Certified;
-use chipbound_wire::documents::PackageDocuments;
+use chipbound_wire::documents::{Manifest, PackageDocuments};
 use chipbound_wire::messages::Kind;
 use chipbound_wire::suite::{Aead, Format, Kem, KeyMode, Suite};
 use chipbound_wire::{Code, Digest, Refusal, Result, SystemRandom, Time};
@@ -137,12 +137,15 @@ fn converse<S: Read + Write>(
             place.go_on()?
         }
     };
-    let Intake { spool, kept, received, seal } = intake::take_body(path, layout, &keys, spool, progress)?;
-    drop(keys);
+    let Intake { spool, kept, received, seal } = intake::take_body(path, layout.clone(), &keys, spool, progress)?;
     let compared = match receiving.seal(&seal, &received, &context()) {
         Ok(compared) => compared,
         Err(refusal) => return Err(intake::give_up(spool, kept, refusal)),
     };
+    if let Err(refusal) = check_profile(&spool, &layout, &keys, &compared.delivery().manifest) {
+        return Err(intake::give_up(spool, kept, refusal));
+    }
+    drop(keys);
 
     // 1008: what was compared is remembered before it is acknowledged: only recorded seals are ever opened.
     let delivery = compared.delivery();
@@ -222,6 +225,11 @@ fn check_layout(layout: &Layout, receiving: &Receiving) -> Result<()> {
         return Err(Refusal::new(Code::ManifestMismatch, "the layout is not of the program that the vendor's manifest names"));
     }
     Ok(())
+}
+
+/// What the vendor wants sealed is sealed: the server chose the layout, and the plaintext, which is the vendor's, says what it should be.
+fn check_profile(spool: &SpoolFile, layout: &Layout, keys: &PageKeys, manifest: &Manifest) -> Result<()> {
+    layout.check_profile(manifest.profile, &BodyReader::new(spool.reader()?, layout, keys)?)
 }
 
 /// Opens the session wrap with the session's key, which ends here, and checks the commitment to the content key.

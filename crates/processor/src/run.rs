@@ -11,9 +11,11 @@ use crate::ways::{Way, Ways};
 use chipbound_interpreter::direct::MARK_NAME;
 pub use chipbound_loader::LOADER_VARIABLES;
 use chipbound_loader::{AtExec, Identity, Image, Libraries, LoadError, NOT_STARTED, PageSource, Tracer};
-use chipbound_sealing::{OnePass, PackageReader, ReadAt, is_library};
+use chipbound_sealing::{PackageReader, ReadAt, is_library};
 use chipbound_trusted_core::{UnsettledPackage, open_in_one_pass};
 use chipbound_wire::control::{How, Response};
+use chipbound_wire::documents::Manifest;
+use chipbound_wire::signed;
 use chipbound_wire::suite::{Format, LoaderVariables, Mapping};
 use chipbound_wire::{Code, Refusal, Result};
 use rustix::fs::{Mode, OFlags};
@@ -207,7 +209,8 @@ pub(crate) fn open_program(package: &File, identity: &Identity, us: &Processor) 
         let build = if matches!(library, Ok(true)) { Image::build_library } else { Image::build };
         let image = build(pages, &us.workshop);
         let Plaintext(plaintext) = Arc::into_inner(source).expect("the loader has let go of it");
-        let plaintext = settle(plaintext, package, identity)?; // What is wrong with the package comes before what is wrong with its program.
+        let opened = UnsettledPackage { manifest, plaintext };
+        let (manifest, plaintext) = settle(opened, package, identity)?; // What is wrong with the package comes before what is wrong with its program.
         let library = library?.then(|| manifest.readers.clone());
         let image = image.map_err(refusal_of)?;
         let libraries = Libraries::of(&Loaded { image: &image, plaintext }).map_err(refusal_of)?;
@@ -222,15 +225,19 @@ pub(crate) fn open_program(package: &File, identity: &Identity, us: &Processor) 
             locked: OnceLock::new(),
         })
     };
-    let verify = |opened: UnsettledPackage<File>| settle(opened.plaintext, package, identity).map(drop);
+    let verify = |opened: UnsettledPackage<File>| settle(opened, package, identity).map(drop);
     let program = us.programs.get(identity, begin, verify, open)?;
     program.check_minimum(us.vault.minimum(&program.program))?;
     Ok(program)
 }
 
 /// The plaintext, once the whole file was found to be the package, and still to be the same file.
-fn settle(plaintext: OnePass<File>, package: &File, identity: &Identity) -> Result<PackageReader<File>> {
-    let settled = plaintext.settle()?;
+fn settle(
+    opened: UnsettledPackage<File>,
+    package: &File,
+    identity: &Identity,
+) -> Result<(signed::Verified<Manifest>, PackageReader<File>)> {
+    let settled = opened.settle()?;
     if identity_of(package)? != *identity {
         return Err(Refusal::new(Code::ProcessMismatch, "the package changed while it was verified"));
     }

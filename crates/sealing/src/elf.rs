@@ -225,7 +225,7 @@ fn plain_tables(sections: &[SectionHeader64<LE>], dynamic: Vec<Range>, file_size
 }
 
 /// What remains of `from` without `without`: in order, apart.
-fn subtract(from: &[Range], without: &[Range]) -> Vec<Range> {
+pub(crate) fn subtract(from: &[Range], without: &[Range]) -> Vec<Range> {
     let without = merged(without);
     let mut left = Vec::new();
     for range in merged(from) {

@@ -1,7 +1,7 @@
 //! Which bytes of a body are sealed, and how they are cut into units of one AEAD operation each.
 
 use crate::elf;
-use crate::read_at::ReadAt;
+use crate::read_at::{ReadAt, Recent};
 use chipbound_wire::bounded::{List, decode, encode};
 use chipbound_wire::limits::{DATA_CHUNK, MAX_CHUNK, MAX_LAYOUT, MAX_PROGRAM, PAGE, TAG};
 use chipbound_wire::suite::{Format, Profile};
@@ -130,6 +130,26 @@ impl Layout {
             Profile::Whole => Self::data(file.size()),
             Profile::Code => elf::layout(file, false),
             Profile::CodeAndConstants => elf::layout(file, true),
+        }
+    }
+
+    /// Whether this layout seals every byte that `profile` seals of `plaintext`, and takes the execute flag from every segment that has it.
+    /// It may seal more. [`Code::ProfileMismatch`] where it does not; refuses as [`Layout::of`] what is no supported program.
+    pub fn check_profile(&self, profile: Profile, plaintext: &dyn ReadAt) -> Result<()> {
+        if self.form.format == Format::Data {
+            return Ok(()); // All of it is sealed, whatever the profile.
+        }
+        let wanted = Self::of(profile, &Recent::new(plaintext))?;
+        let mismatch = |why: String| Err(Refusal::new(Code::ProfileMismatch, why));
+        if let Some(range) = elf::subtract(wanted.sealed(), self.sealed()).first() {
+            return mismatch(format!(
+                "{} bytes at offset {} are plain, which the vendor's profile {profile} seals",
+                range.len, range.offset
+            ));
+        }
+        match wanted.patches().iter().find(|patch| !self.patches().contains(patch)) {
+            Some(patch) => mismatch(format!("the segment whose flags lie at offset {} could be executed while it is sealed", patch.offset)),
+            None => Ok(()),
         }
     }
 

@@ -35,7 +35,7 @@ pub use manifest::{open_manifest, seal_manifest};
 pub use package::Package;
 pub use pages::{Opened, Opener, Roots, Sealer, plain_digest};
 pub use read_at::ReadAt;
-pub use reader::{AT_ONCE, OnePass, PackageReader};
+pub use reader::{AT_ONCE, BodyReader, OnePass, PackageReader};
 pub use start::{LibraryPlace, StartRecord};
 pub use wrap::{
     DirectWrap, open_possession, open_release, open_session, open_wrap, seal_possession, seal_release, wrap_common, wrap_session,

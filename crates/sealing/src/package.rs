@@ -95,7 +95,7 @@ fn read_footer(file: &dyn ReadAt) -> Result<[u64; 3]> {
 }
 
 /// Bytes whose number was checked against the file's size or a limit.
-fn read(file: &dyn ReadAt, offset: u64, len: u64) -> Result<Vec<u8>> {
+pub(crate) fn read(file: &dyn ReadAt, offset: u64, len: u64) -> Result<Vec<u8>> {
     let mut bytes = vec![0; len as usize];
     file.read_exact_at(&mut bytes, offset).map_err(|e| Refusal::io("reading a package", e))?;
     Ok(bytes)

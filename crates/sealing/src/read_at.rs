@@ -1,6 +1,8 @@
 //! Bytes that can be read at any offset: a file, a slice, or what a package opens to.
 
+use std::cell::RefCell;
 use std::io;
+use zeroize::Zeroizing;
 
 /// Bytes of a known size that can be read at any offset, without a cursor.
 pub trait ReadAt {
@@ -43,6 +45,45 @@ impl ReadAt for Vec<u8> {
     }
 }
 
+/// Keeps the 64 KiB that were read last, for who reads a few bytes at a time of a source whose reads cost much.
+pub(crate) struct Recent<'a> {
+    of: &'a dyn ReadAt,
+    /// The offset of the block, and its bytes.
+    kept: RefCell<(u64, Zeroizing<Vec<u8>>)>,
+}
+
+/// Bytes of a block.
+const BLOCK: u64 = 64 * 1024;
+
+impl<'a> Recent<'a> {
+    pub(crate) fn new(of: &'a dyn ReadAt) -> Self {
+        Self { of, kept: RefCell::new((0, Zeroizing::new(Vec::new()))) }
+    }
+}
+
+impl ReadAt for Recent<'_> {
+    fn size(&self) -> u64 {
+        self.of.size()
+    }
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let base = offset - offset % BLOCK;
+        let len = self.size().saturating_sub(base).min(BLOCK);
+        if offset - base + buf.len() as u64 > len {
+            return self.of.read_exact_at(buf, offset); // Of two blocks, or beyond the end.
+        }
+        let mut kept = self.kept.borrow_mut();
+        if kept.0 != base || kept.1.is_empty() {
+            kept.1.clear(); // What a read that fails leaves is nothing.
+            let mut block = Zeroizing::new(vec![0; len as usize]);
+            self.of.read_exact_at(&mut block, base)?;
+            *kept = (base, block);
+        }
+        let from = (offset - base) as usize;
+        buf.copy_from_slice(&kept.1[from..from + buf.len()]);
+        Ok(())
+    }
+}
+
 macro_rules! through {
     ($($pointer:ty),+) => {$(
         impl<T: ReadAt + ?Sized> ReadAt for $pointer {
@@ -73,7 +114,14 @@ mod tests {
             let mut part = [0; 10];
             source.read_exact_at(&mut part, 90).expect("the last ten");
             assert_eq!(part, bytes[90..]);
+            let recent = Recent::new(source);
+            for (offset, len) in [(0, 3), (97, 3), (100, 0)] {
+                let mut part = vec![0; len];
+                recent.read_exact_at(&mut part, offset as u64).expect("of the block");
+                assert_eq!(part, bytes[offset..offset + len]);
+            }
             for offset in [91, 100, 101, u64::MAX] {
+                assert!(recent.read_exact_at(&mut part, offset).is_err(), "{offset}");
                 assert!(source.read_exact_at(&mut part, offset).is_err(), "{offset}");
             }
         }

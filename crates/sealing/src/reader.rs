@@ -4,7 +4,7 @@ use crate::blocks::{BLOCK, Blocks, Seen};
 use crate::cipher::Cipher;
 use crate::keys::PageKeys;
 use crate::layout::{Layout, Piece};
-use crate::package::Package;
+use crate::package::{Package, read};
 use crate::pages::{PlainHasher, open_unit, open_unit_in_place, plain_parts_altered, unpatch};
 use crate::read_at::ReadAt;
 use crate::start::Delivered;
@@ -90,6 +90,11 @@ impl<F: ReadAt + Sync> OnePass<F> {
         Ok(Self { sealed, seal: seal.clone(), seen, first: OnceLock::new() })
     }
 
+    /// Which bytes are sealed in the file.
+    pub fn layout(&self) -> &Layout {
+        &self.sealed.layout
+    }
+
     /// Fills `buf` with the plaintext at `offset`. [`Code::PageAltered`] where a page does not fit its tag or a block is not what it was
     /// when it was read before, [`Code::Io`] beyond the end. Whole blocks are opened in `buf` itself; where that is refused, it holds zeros.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -144,6 +149,35 @@ impl<F: ReadAt + Sync> ReadAt for OnePass<F> {
 impl<F> fmt::Debug for OnePass<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "OnePass({} bytes)", self.sealed.layout.body_size())
+    }
+}
+
+/// The plaintext of a body that was delivered, opened and compared whole a moment ago, to be read in places once more.
+pub struct BodyReader<F>(Sealed<F>);
+
+impl<F: ReadAt> BodyReader<F> {
+    /// Reads the body in `file`, and behind it its table: the layout, which is `layout`, and the tags. What is sealed is verified by its tag
+    /// when it is read; what is plain comes as it lies in the file.
+    pub fn new(file: F, layout: &Layout, keys: &PageKeys) -> Result<Self> {
+        let tags = read(&file, layout.body_size() + layout.encode().len() as u64, layout.tags_size())?;
+        Ok(Self(Sealed { file: Delivered::new(file, None), layout: layout.clone(), tags, cipher: keys.cipher() }))
+    }
+}
+
+impl<F: ReadAt> ReadAt for BodyReader<F> {
+    fn size(&self) -> u64 {
+        self.0.layout.body_size()
+    }
+    /// [`Code::PageAltered`] where a page does not fit its tag; the refusal is the error's inner value.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let read = self.0.read(buf, offset, |base| self.0.load(base).map(Cow::Owned));
+        read.map_err(|refusal| io::Error::new(io::ErrorKind::InvalidData, refusal))
+    }
+}
+
+impl<F> fmt::Debug for BodyReader<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BodyReader({} bytes)", self.0.layout.body_size())
     }
 }
 

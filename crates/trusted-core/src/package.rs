@@ -27,8 +27,20 @@ pub struct OpenedPackage<F> {
 pub struct UnsettledPackage<F> {
     /// The vendor's manifest.
     pub manifest: Verified<Manifest>,
-    /// The plaintext: of use once [`OnePass::settle`] has said that it is the package's.
+    /// The plaintext: of use once [`Self::settle`] has said that it is the package's.
     pub plaintext: OnePass<F>,
+}
+
+impl<F: ReadAt + Sync> UnsettledPackage<F> {
+    /// Reads what was not read yet, and compares the body with its seal and what is sealed of it with the vendor's profile. Refuses as
+    /// [`open_package`] does: then nothing that was read is the package's.
+    pub fn settle(self) -> Result<(Verified<Manifest>, PackageReader<F>)> {
+        let Self { manifest, plaintext } = self;
+        let profile = plaintext.layout().check_profile(manifest.profile, &plaintext);
+        let plaintext = plaintext.settle()?; // What is wrong with the bytes comes before what was made of them.
+        profile?;
+        Ok((manifest, plaintext))
+    }
 }
 
 /// A package of data that may be opened here, and its plaintext.
@@ -47,11 +59,12 @@ pub struct OpenedData<F> {
 ///
 /// Refuses with [`Code::NotAPackage`], [`Code::ProcessorMismatch`], [`Code::OrderRetired`], [`Code::NotReceived`], [`Code::NotReleased`],
 /// [`Code::TokenMismatch`], [`Code::SealMismatch`], [`Code::WrapInvalid`], [`Code::PageAltered`], [`Code::PlainPartsAltered`],
-/// [`Code::PackageTruncated`], [`Code::ManifestMismatch`], [`Code::ClassRefused`], [`Code::SequenceTooOld`].
+/// [`Code::PackageTruncated`], [`Code::ManifestMismatch`], [`Code::ProfileMismatch`], [`Code::ClassRefused`], [`Code::SequenceTooOld`].
 pub fn open_package<F: ReadAt>(file: F, memory: &dyn Memory, keys: &dyn KeyStore, root: &Trust) -> Result<OpenedPackage<F>> {
     let Allowed { package, keys, seal, manifest, order } = allow(&file, memory, keys, root)?;
     let start = package.start.clone();
     let plaintext = PackageReader::at_once(file, package, &keys, &seal)?;
+    plaintext.layout().check_profile(manifest.profile, &plaintext)?;
     Ok(OpenedPackage { manifest, order, start, plaintext })
 }
 

@@ -135,6 +135,8 @@ codes! {
     ClassRefused = "class_refused", Denied, 403, "The vendor does not release this program to this class of processor.";
     /// The vendor's manifest and what was received disagree.
     ManifestMismatch = "manifest_mismatch", Peer, 409, "The server sent something that the vendor did not sign: report it to the vendor.";
+    /// The server sealed less of the program than the vendor's profile asks for.
+    ProfileMismatch = "profile_mismatch", Peer, 409, "The server sealed less of the program than its vendor asked for: report it to the vendor.";
     /// The opened program is not the one that the vendor signed.
     PlaintextMismatch = "plaintext_mismatch", Peer, 409, "The server sent something that the vendor did not sign: report it to the vendor.";
     /// Not a suite, mode or feature of this version.

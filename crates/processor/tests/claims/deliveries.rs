@@ -3,14 +3,14 @@
 use crate::world::{Lies, Sent, Shipment, World, certify, now, processor, sample, server_key};
 use chipbound_processor::processor::Processor;
 use chipbound_processor::receive::Held;
-use chipbound_sealing::{ContentKey, Layout, ReadAt, ReleaseSecret, open_wrap, seal_release};
-use chipbound_trusted_core::{KeyStore, open_package};
+use chipbound_sealing::{ContentKey, Layout, Patch, Range, ReadAt, ReleaseSecret, open_wrap, seal_release};
+use chipbound_trusted_core::{KeyStore, open_in_one_pass, open_package};
 use chipbound_wire::certificate::Role;
 use chipbound_wire::documents::{Acknowledgement, ReleaseToken};
 use chipbound_wire::limits::{MAX_CHUNK, TAG};
 use chipbound_wire::signature::Sign;
 use chipbound_wire::signed::verify_document;
-use chipbound_wire::suite::{Aead, Kem, KeyMode, Suite};
+use chipbound_wire::suite::{Aead, Kem, KeyMode, Profile, Suite};
 use chipbound_wire::{Code, Digest, OrderId, Refusal, Result, SystemRandom};
 
 /// Opens a package with what `us` keeps.
@@ -146,6 +146,71 @@ fn a_server_that_changes_the_vendors_program_is_refused() {
     refused_at_both_ends(&world, &shipment, &lies, Code::PlaintextMismatch, "another byte");
     let lies = Lies { program: Some(sample(200_001)), ..Lies::default() };
     refused_at_both_ends(&world, &shipment, &lies, Code::ManifestMismatch, "another size");
+}
+
+/// A layout of the same file with these ranges and patches.
+fn edited(layout: &Layout, ranges: &[Range], patches: &[Patch]) -> Layout {
+    let mut bytes = Vec::new();
+    let mut encoder = minicbor::Encoder::new(&mut bytes);
+    let form = encoder.map(4).and_then(|e| e.u8(0)?.encode(layout.format())?.u8(1)?.u64(layout.body_size())?.u8(2)?.encode(ranges));
+    form.and_then(|e| e.u8(3)?.encode(patches)).expect("written");
+    Layout::decode(&bytes).expect("of the right form")
+}
+
+/// A21: what the vendor's profile seals is sealed, whatever the server would rather leave plain.
+#[test]
+fn a_server_that_seals_less_than_the_vendors_profile_is_refused() {
+    let world = World::new();
+    let plain = std::fs::read("/bin/ls").expect("a program of every Debian");
+    let mut shipment = world.ship(&plain, |m| m.profile = Profile::CodeAndConstants);
+    let honest = Layout::of(Profile::CodeAndConstants, &plain).expect("a layout");
+    let (ranges, patches) = (honest.sealed(), honest.patches());
+
+    let mut shorter = ranges.to_vec();
+    shorter[0].len -= 1;
+    let mut later = ranges.to_vec();
+    later[0] = Range { offset: later[0].offset + 1, len: later[0].len - 1 };
+    let mut holed = ranges.to_vec();
+    let last = holed.pop().expect("a range");
+    let half = last.len / 2;
+    holed.extend([Range { len: half, ..last }, Range { offset: last.offset + half + 1, len: last.len - half - 1 }]);
+    let lies = [
+        ("one byte less at an end", edited(&honest, &shorter, patches)),
+        ("one byte less at a beginning", edited(&honest, &later, patches)),
+        ("one byte less in the middle", edited(&honest, &holed, patches)),
+        ("one range less", edited(&honest, &ranges[1..], patches)),
+        ("a segment that can be executed", edited(&honest, ranges, &[])),
+        ("code alone", Layout::of(Profile::Code, &plain).expect("a layout")),
+    ];
+    for (what, layout) in lies {
+        let lies = Lies { sealed_by: Some(layout), ..Lies::default() };
+        refused_at_both_ends(&world, &shipment, &lies, Code::ProfileMismatch, what);
+    }
+
+    let cut = edited(
+        &honest,
+        &[&[Range { len: 16, ..ranges[0] }, Range { offset: ranges[0].offset + 16, len: ranges[0].len - 16 }], &ranges[1..]].concat(),
+        patches,
+    );
+    let (held, _) = world.deliver(&shipment, &Lies { sealed_by: Some(cut), ..Lies::default() });
+    held.expect("the same bytes in more pieces");
+    shipment = world.ship(&plain, |_| {});
+    let (held, _) = world.deliver(&shipment, &Lies { sealed_by: Some(honest), ..Lies::default() });
+    held.expect("more than the profile asks for");
+}
+
+/// The same, of a package that lies on the disk as recorded and released: it is looked at again whenever it is opened.
+#[test]
+fn a_recorded_package_that_seals_less_than_the_vendors_profile_is_not_opened() {
+    let world = World::new();
+    let plain = std::fs::read("/bin/ls").expect("a program of every Debian");
+    let mut shipment = world.ship(&plain, |m| m.profile = Profile::CodeAndConstants);
+    assert_eq!(open(&world, &world.believed(&shipment)).expect("an honest one"), plain);
+    shipment.profile = Profile::Code;
+    let package = world.believed(&shipment);
+    assert_eq!(open(&world, &package).expect_err("less").code, Code::ProfileMismatch);
+    let unsettled = open_in_one_pass(&package, &world.us.vault, &*world.us.vault.keys(), &world.root()).expect("its documents are good");
+    assert_eq!(unsettled.settle().expect_err("less").code, Code::ProfileMismatch);
 }
 
 #[test]

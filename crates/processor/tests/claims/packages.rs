@@ -26,10 +26,10 @@ fn open(world: &World, package: &[u8]) -> Result<Vec<u8>> {
 }
 
 fn in_one_pass(package: &[u8], memory: &dyn Memory, keys: &dyn KeyStore, root: &Trust) -> Result<Vec<u8>> {
-    let opened = open_in_one_pass(package, memory, keys, root)?.plaintext;
-    let mut plain = vec![0; opened.size() as usize];
-    let read = opened.read(&mut plain, 0);
-    let settled = opened.settle()?;
+    let opened = open_in_one_pass(package, memory, keys, root)?;
+    let mut plain = vec![0; opened.plaintext.size() as usize];
+    let read = opened.plaintext.read(&mut plain, 0);
+    let (_, settled) = opened.settle()?;
     read?;
     let mut again = vec![0; plain.len()];
     settled.read(&mut again, 0)?;

@@ -5,18 +5,19 @@ use chipbound_processor::config::Config;
 use chipbound_processor::processor::Processor;
 use chipbound_processor::receive::{Held, receive};
 use chipbound_processor::vault::Vault;
+use chipbound_sealing::package::trailer;
 use chipbound_sealing::{
-    ContentKey, DirectWrap, Layout, PageKeys, ReleaseSecret, Sealer, plain_digest, seal_release, wrap_common, wrap_session,
+    ContentKey, DirectWrap, Layout, PageKeys, ReleaseSecret, Sealer, plain_digest, seal_manifest, seal_release, wrap_common, wrap_session,
 };
 use chipbound_session::path::Path;
 use chipbound_session::server::{self, Consignment, Policy, Purpose};
 use chipbound_session::tls::{DefaultTimeProvider, Identity, SharedTrust, server_config};
 use chipbound_session::{Context, Roots};
 use chipbound_testkit::{Holder, Pki, Wanted, documents};
-use chipbound_trusted_core::KeyStore;
-use chipbound_wire::bounded::{Bytes, List};
+use chipbound_trusted_core::{KeyStore, Record, Release, Step};
+use chipbound_wire::bounded::{Bytes, List, encode};
 use chipbound_wire::certificate::{Chain, Role, SealingKeys, Trust};
-use chipbound_wire::documents::{Manifest, ReleaseToken, Terms, Wrap};
+use chipbound_wire::documents::{Manifest, PackageDocuments, ReleaseToken, Seal, Terms, Wrap};
 use chipbound_wire::enrolment::Issued;
 use chipbound_wire::limits::MAX_CHUNK;
 use chipbound_wire::messages::{Chunk, Kind};
@@ -173,6 +174,8 @@ pub(crate) struct Lies {
     pub(crate) seal: fn(Vec<u8>) -> Vec<u8>,
     pub(crate) roots: fn(&mut Roots),
     pub(crate) layout: Option<Vec<u8>>,
+    /// Seals by another layout than the profile's.
+    pub(crate) sealed_by: Option<Layout>,
     /// Seals this in place of what the vendor signed.
     pub(crate) program: Option<Vec<u8>>,
     /// Goes away before the seal.
@@ -198,6 +201,7 @@ impl Default for Lies {
             seal: |s| s,
             roots: |_| {},
             layout: None,
+            sealed_by: None,
             program: None,
             hang_up: false,
             cut_after: None,
@@ -244,7 +248,7 @@ fn converse<S: Read + Write>(path: &mut Path<S>, world: &World, shipment: &Shipm
     negotiating.choose(&Policy { suites: vec![shipment.suite], key_modes: vec![shipment.key_mode] }, &manifest)?;
 
     let plaintext = lies.program.as_ref().unwrap_or(&shipment.plaintext);
-    let layout = Layout::of(shipment.profile, plaintext)?;
+    let layout = lies.sealed_by.clone().map_or_else(|| Layout::of(shipment.profile, plaintext), Ok)?;
     let plain = plain_digest(plaintext, &layout)?;
     let prepared = match &lies.prepared {
         Some(prepared) => Arc::clone(prepared),
@@ -362,6 +366,49 @@ impl World {
         let sealed = Sealed::prepare(self, shipment, self.id(), public, &plain).expect("sealed");
         let (chunks, roots) = seal_all(&shipment.plaintext, &layout, &sealed.keys).expect("sealed");
         Arc::new(Prepared { sealed, chunks, roots })
+    }
+
+    /// The package of a shipment that was recorded and released without a delivery: a server that another version of this processor believed.
+    pub(crate) fn believed(&self, shipment: &Shipment) -> Vec<u8> {
+        let prepared = self.prepare(shipment);
+        let Sealed { terms, wrap, content, .. } = &prepared.sealed;
+        let layout = Layout::of(shipment.profile, &shipment.plaintext).expect("a layout");
+        let Roots { body_root, body_size, table_root, table_size } = prepared.roots;
+        let zero = Digest([0; 32]);
+        let seal = self.statement.sign(&Seal {
+            terms: Digest::of(terms),
+            wrap: Digest::of(&encode(wrap)),
+            session_wrap: zero,
+            exchange: zero,
+            plain_digest: plain_digest(&shipment.plaintext, &layout).expect("a digest"),
+            body_root,
+            body_size,
+            table_root,
+            table_size,
+        });
+        let delivered = Delivered { terms: terms.clone(), wrap: wrap.clone(), seal: seal.clone(), acknowledgement: Vec::new() };
+        let token = self.token(shipment, &delivered, |_| {});
+        let signed_terms = verify_document::<Terms>(terms, &self.root(), now()).expect("terms");
+        let signed_seal = verify_document::<Seal>(&seal, &self.root(), now()).expect("a seal");
+        let manifest = verify_document::<Manifest>(&shipment.manifest, &self.root(), now()).expect("a manifest");
+        let enrolment = self.us.vault.enrolment().expect("enrolled");
+        let public = enrolment.certified.sealing().and_then(|s| s.get(shipment.suite.kem)).expect("a sealing key");
+        let record = Record::of(&signed_terms, &signed_seal, public, now());
+        self.us.remember(Step::compared(record, &manifest)).expect("remembered");
+        let release = Release { token: Digest::of(&token), at: now(), settled: None };
+        self.us.remember(Step::Released { seal: signed_seal.digest(), release }).expect("remembered");
+        let sealed_manifest = seal_manifest(content, &signed_terms, &shipment.manifest).expect("sealed");
+        let bytes = |bytes: &[u8]| Bytes::new(bytes.to_vec()).expect("within its limit");
+        let documents = PackageDocuments {
+            terms: bytes(terms),
+            wrap: wrap.clone(),
+            seal: bytes(&seal),
+            token: bytes(&token),
+            sealed_manifest: Bytes::new(sealed_manifest).expect("within its limit"),
+        };
+        let body: Vec<u8> = prepared.chunks.iter().flat_map(|chunk| chunk.bytes.iter().copied()).collect();
+        let tags: Vec<u8> = prepared.chunks.iter().flat_map(|chunk| chunk.tags.iter().copied()).collect();
+        [body, trailer(&layout, &tags, &documents)].concat()
     }
 
     /// A delivery that goes well.
