@@ -36,8 +36,11 @@ pub enum LoadError {
     /// The process reaches no socket of this one: another network namespace, or a sandbox that forbids it.
     #[error("the process cannot reach the processor: it is in another network namespace or in a sandbox")]
     OutOfReach(#[source] io::Error),
-    /// The process may not open two more files for a moment (`ulimit -n`).
-    #[error("the process may not open the two more files that a start needs (ulimit -n)")]
+    /// The process may not open as many more files for a moment as a start needs (`ulimit -n`): a connection and the code, and the dynamic linker
+    /// where a dynamic package is started directly.
+    #[error(
+        "the process may not open the two more files that a start needs, three where a dynamic package is started by its name (ulimit -n)"
+    )]
     TooFewDescriptors,
     /// A call made on behalf of the process went wrong.
     #[error("{call} in the process failed: {detail}")]

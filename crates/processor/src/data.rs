@@ -14,6 +14,7 @@ use crate::cache::Opened;
 use crate::confine::{self, Work};
 use crate::processor::{Processor, Program};
 use crate::readers;
+use crate::room::Taken;
 use chipbound_loader::{Given, Identity};
 use chipbound_sealing::ReadAt;
 use chipbound_trusted_core::{OpenedPackage, open_data, open_package};
@@ -101,14 +102,15 @@ fn in_memory(file: &File, program: &Program, why: &str, us: &Processor) -> Resul
         return Err(Refusal::new(Code::DataUnavailable, detail));
     }
     let verify = || {
-        let opened = open_package(file, &us.vault, &*keys, &enrolment.root)?;
-        Ok((opened.manifest.digest(), opened))
+        let room = us.room.take(file.size());
+        let opened = open_package(file, &us.vault, &*keys, &enrolment.root, room.is_some())?;
+        Ok((opened.manifest.digest(), (opened, room)))
     };
     us.data.get(
         &identity,
         verify,
         |_| Ok(()),
-        |opened: OpenedPackage<&File>| {
+        |(opened, _room): (OpenedPackage<&File>, Option<Taken<'_>>)| {
             tracing::info!(program = %opened.manifest.program, bytes = opened.plaintext.size(), "data is in memory");
             fill(&opened)
         },

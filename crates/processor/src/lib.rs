@@ -28,6 +28,7 @@ pub mod processor;
 pub mod readers;
 pub mod receive;
 pub mod retiring;
+pub mod room;
 pub mod run;
 pub mod spool;
 pub mod started;

@@ -20,14 +20,16 @@ const STEP: usize = 256 * 1024;
 /// The shortest time between two words of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
-fn verify(file: File, us: &Processor) -> Result<OpenedPackage<File>> {
+fn verify(file: File, us: &Processor, at_once: bool) -> Result<OpenedPackage<File>> {
     let enrolment = us.vault.enrolment()?;
-    open_package(file, &us.vault, &*us.vault.keys(), &enrolment.root)
+    open_package(file, &us.vault, &*us.vault.keys(), &enrolment.root, at_once)
 }
 
 /// Verifies the package whole, then writes its plaintext to `output`, when the vendor allows that. Gives the bytes written.
 pub fn open(connection: &mut Connection, package: OwnedFd, output: OwnedFd, us: &Processor) -> Result<u64> {
-    let opened = verify(check_file(File::from(package))?, us)?;
+    let file = check_file(File::from(package))?;
+    let room = us.room.take(file.size());
+    let opened = verify(file, us, room.is_some())?;
     if !opened.manifest.open_to_file {
         return Err(Refusal::new(Code::UseForbidden, format!("{} may be run, but not opened to a file", opened.manifest.program)));
     }
@@ -50,7 +52,7 @@ pub fn open(connection: &mut Connection, package: OwnedFd, output: OwnedFd, us: 
 
 /// Is this package whole, and can it be opened here?
 pub fn inspect(package: File, us: &Processor) -> Result<Response> {
-    let opened = verify(package, us)?;
+    let opened = verify(package, us, false)?; // Hardly a byte is read after that.
     let title = Text::cut(&format!("{} {}", opened.manifest.program, &*opened.manifest.version));
     let named = opened.start.as_ref().and_then(|record| record.interpreter());
     let interpreter = named.map(|path| Bytes::new(path.to_vec())).transpose()?;

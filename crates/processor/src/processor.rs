@@ -8,6 +8,7 @@ use crate::data::files::Files;
 use crate::data::kernel::Mounted;
 use crate::interpreter;
 use crate::readers::Readers;
+use crate::room::Room;
 use crate::spool::Spool;
 use crate::started::Started;
 use crate::vault::{Enrolment, Vault};
@@ -42,6 +43,8 @@ pub struct Processor {
     pub interpreter: Option<Arc<OwnInterpreter>>,
     /// Deliveries and openings at once.
     pub transfers: Arc<Places>,
+    /// Memory for packages that are taken into it while they are verified.
+    pub room: Room,
     /// What this machine puts in the way of each way of mapping.
     pub obstacles: Obstacles,
     files: OnceLock<std::result::Result<Files, String>>,
@@ -106,8 +109,8 @@ impl Processor {
         });
         let transfers = Places::new("deliveries and openings", config.limits.transfers, config.limits.transfers.div_ceil(2));
         let (files, enrolling, obstacles, started) = (OnceLock::new(), Mutex::new(()), Obstacles::here(), Started::default());
-        let workshop = Workshop::default();
-        Ok(Self { config, vault, spool, programs, workshop, started, data, interpreter, transfers, obstacles, files, enrolling })
+        let (workshop, room) = (Workshop::default(), Room::default());
+        Ok(Self { config, vault, spool, programs, workshop, started, data, interpreter, transfers, room, obstacles, files, enrolling })
     }
 
     /// Serves data on this file system from now on, or remembers why there is none. Only the first call counts.

@@ -52,7 +52,8 @@ pub struct OpenedData<F> {
 }
 
 /// Opens the package in `file`: it must be bound to this processor, recorded and released in `memory`, its documents those
-/// of the record, and every byte of it the one that the seal names.
+/// of the record, and every byte of it the one that the seal names. With `at_once` a body of at most [`chipbound_sealing::AT_ONCE`] bytes is taken into memory
+/// for that, so that reading its plaintext is no second pass over the file; without it never.
 ///
 /// Certificates are verified at the times of the record, against `root` without its revocation list: what was bought and
 /// compared stays openable when a certificate of its server or vendor has run out.
@@ -60,10 +61,11 @@ pub struct OpenedData<F> {
 /// Refuses with [`Code::NotAPackage`], [`Code::ProcessorMismatch`], [`Code::OrderRetired`], [`Code::NotReceived`], [`Code::NotReleased`],
 /// [`Code::TokenMismatch`], [`Code::SealMismatch`], [`Code::WrapInvalid`], [`Code::PageAltered`], [`Code::PlainPartsAltered`],
 /// [`Code::PackageTruncated`], [`Code::ManifestMismatch`], [`Code::ProfileMismatch`], [`Code::ClassRefused`], [`Code::SequenceTooOld`].
-pub fn open_package<F: ReadAt>(file: F, memory: &dyn Memory, keys: &dyn KeyStore, root: &Trust) -> Result<OpenedPackage<F>> {
+pub fn open_package<F: ReadAt>(file: F, memory: &dyn Memory, keys: &dyn KeyStore, root: &Trust, at_once: bool) -> Result<OpenedPackage<F>> {
     let Allowed { package, keys, seal, manifest, order } = allow(&file, memory, keys, root)?;
     let start = package.start.clone();
-    let plaintext = PackageReader::at_once(file, package, &keys, &seal)?;
+    let reader = if at_once { PackageReader::at_once } else { PackageReader::new };
+    let plaintext = reader(file, package, &keys, &seal)?;
     plaintext.layout().check_profile(manifest.profile, &plaintext)?;
     Ok(OpenedPackage { manifest, order, start, plaintext })
 }

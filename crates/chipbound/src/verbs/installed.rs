@@ -284,6 +284,7 @@ fn doubt(code: Code) -> &'static str {
         Code::PageAltered | Code::PlainPartsAltered | Code::PackageTruncated | Code::SealMismatch | Code::ManifestMismatch => {
             "not whole: it is not what was sealed"
         }
+        Code::ProfileMismatch => "not sealed as its vendor wants",
         Code::NotAPackage => "not a package, or one whose end was cut off",
         Code::ProcessorMismatch | Code::NotReceived | Code::NotReleased | Code::TokenMismatch | Code::WrapInvalid => {
             "does not open here: this processor did not receive it, or it was not released"

@@ -15,7 +15,7 @@ use chipbound_wire::{Code, Digest, OrderId, Refusal, Result, SystemRandom};
 
 /// Opens a package with what `us` keeps.
 fn open_with(us: &Processor, world: &World, package: &[u8]) -> Result<Vec<u8>> {
-    let opened = open_package(package, &us.vault, &*us.vault.keys(), &world.root())?;
+    let opened = open_package(package, &us.vault, &*us.vault.keys(), &world.root(), true)?;
     let mut plain = vec![0; opened.plaintext.size() as usize];
     opened.plaintext.read_exact_at(&mut plain, 0).expect("what was verified can be read");
     Ok(plain)

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// What a package opens to, in two passes and in one: both say the same.
 fn open(world: &World, package: &[u8]) -> Result<Vec<u8>> {
-    let opened = open_package(package, &world.us.vault, &*world.us.vault.keys(), &world.root()).and_then(|opened| {
+    let opened = open_package(package, &world.us.vault, &*world.us.vault.keys(), &world.root(), true).and_then(|opened| {
         let mut plain = vec![0; opened.plaintext.size() as usize];
         opened.plaintext.read(&mut plain, 0).map(|()| plain)
     });

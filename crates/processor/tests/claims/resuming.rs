@@ -46,7 +46,7 @@ fn ends_well(world: &World, shipment: &Shipment, lies: &Lies) {
     let (mut file, _) = held.release(&token, &world.us).expect("released");
     let mut package = Vec::new();
     std::io::Read::read_to_end(&mut file, &mut package).expect("read");
-    let opened = open_package(package.as_slice(), &world.us.vault, &*world.us.vault.keys(), &world.root()).expect("opens");
+    let opened = open_package(package.as_slice(), &world.us.vault, &*world.us.vault.keys(), &world.root(), true).expect("opens");
     let mut plain = vec![0; shipment.plaintext.len()];
     chipbound_sealing::ReadAt::read_exact_at(&opened.plaintext, &mut plain, 0).expect("read");
     assert!(plain == shipment.plaintext);
