@@ -106,6 +106,55 @@ fn a_crash_of_the_program_leaves_no_dump_with_its_code() {
     }
 }
 
+/// fs.suid_dumpable=1 opens processes of unreadable files to their users. The setting is the whole machine's, where other programs run:
+/// another file stands in its place here, for the processor of this test alone.
+#[test]
+fn where_the_kernel_dumps_what_is_unreadable_nothing_starts_that_its_customer_may_not_read() {
+    if !root_with_setpriv() {
+        return;
+    }
+    const INSIDE: &str = "CHIPBOUND_TEST_DUMPABLE";
+    if std::env::var_os(INSIDE).is_none() {
+        let name = "where_the_kernel_dumps_what_is_unreadable_nothing_starts_that_its_customer_may_not_read";
+        let mut again = Command::new("unshare");
+        again.args(["-m", "--"]).arg(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]).env(INSIDE, "1");
+        let output = good(&mut again);
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
+        return;
+    }
+    let setting = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&setting, "1\n").unwrap();
+    mode(setting.path(), 0o644);
+    good(Command::new("mount").args(["--bind"]).arg(setting.path()).arg("/proc/sys/fs/suid_dumpable"));
+    let installed = Installed::new();
+    let said = "fs.suid_dumpable is 1";
+    let log = fs::read_to_string(installed.world.folder.path().join("processor.log")).unwrap();
+    assert!(log.contains(said), "{log}");
+    let refused = |command: &mut Command| {
+        let output = command.output().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(126) && output.stdout.is_empty() && words.contains(said), "{output:?}");
+    };
+    refused(&mut installed.run(&[]));
+    refused(&mut installed.customer(&installed.package, &[]));
+    let package = installed.package.to_str().unwrap();
+    let explained = good(&mut installed.customer(&installed.chipbound, &["run", "--explain", package]));
+    assert_eq!(String::from_utf8_lossy(&explained.stdout).matches(said).count(), 3, "{explained:?}");
+    let verified = good(&mut installed.customer(&installed.chipbound, &["verify", package]));
+    assert!(String::from_utf8_lossy(&verified.stderr).contains(said), "{verified:?}");
+    // Where nothing is promised, nothing is refused: to its vendor's wish, and to whoever may read the file.
+    let open = installed.package.with_file_name("open");
+    installed.install(&installed.plain, "open", &open, &["--loader-variables", "allow"]);
+    good(&mut installed.run_package(&open, &[]));
+    mode(&installed.package, 0o755);
+    good(&mut installed.run(&[]));
+    mode(&installed.package, 0o751);
+    fs::write(setting.path(), "2\n").unwrap();
+    good(&mut installed.run(&[]));
+    fs::write(setting.path(), "0\n").unwrap();
+    good(&mut installed.customer(&installed.package, &[]));
+}
+
 #[test]
 fn whoever_races_against_thousands_of_starts_never_reads_the_code() {
     if !root_with_setpriv() {

@@ -8,6 +8,7 @@ use crate::conversation::converse;
 use crate::enrolling::keep_current;
 use crate::processor::Processor;
 use crate::run::our_namespaces;
+use crate::ways::{EXPOSED, dumps_what_is_unreadable};
 use chipbound_loader::Workshop;
 use chipbound_wire::{Code, Refusal, Result};
 use std::fs::{self, Permissions};
@@ -36,6 +37,9 @@ pub fn serve(us: Arc<Processor>) -> Result<()> {
     let renewer = Arc::clone(&us);
     thread::Builder::new().name("renewal".into()).spawn(move || keep_current(&renewer)).map_err(failed)?;
     prepare(&us)?;
+    if dumps_what_is_unreadable() {
+        tracing::warn!("{EXPOSED}: until then no customer starts a program that he may not read and whose vendor forbids loader variables");
+    }
     confine::thread(Work::Control)?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;

@@ -77,14 +77,15 @@ pub fn run(
     }
     let data = with.iter().zip(beside).map(|(number, file)| Ok((*number, data::ready(check_file(File::from(file))?, &program, us)?)));
     let data: Vec<(u32, Ready)> = data.collect::<Result<_>>()?;
-    let ways = Ways::of(peer, how.as_ref(), &program, !data.is_empty(), &us.obstacles)?;
+    let reads_it = reads_it_anyway(peer) || (came_open && is_readable(&package));
+    let ways = Ways::of(peer, how.as_ref(), &program, (!data.is_empty(), !reads_it), &us.obstacles)?;
     let How { mapping, explain } = how.unwrap_or_default();
     if explain {
         return connection.send(&ways.explained(mapping)?, None);
     }
     match ways.choose(mapping)? {
         Way::Traced(tracer, mapping) => {
-            let begun = begun.filter(|_| reads_it_anyway(peer) || (came_open && is_readable(&package)));
+            let begun = begun.filter(|_| reads_it);
             trace(connection, tracer, (mapping, begun), &Verified { package, identity, program, data }, us)
         }
         Way::Executed => hand_over(connection, &program, us),

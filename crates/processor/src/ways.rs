@@ -26,6 +26,8 @@ pub enum Way {
 pub struct Ways {
     tracer: Option<Tracer>,
     obstacles: [Option<String>; 3],
+    /// What stands in all of them.
+    exposed: Option<&'static str>,
 }
 
 /// The preferred first.
@@ -41,8 +43,9 @@ impl Obstacles {
 
 impl Ways {
     /// Begins to trace the client and says what stands in each way. `how` is absent where the client knows tracing alone. `data` is
-    /// whether the program is to find data open, which only a traced process can be given.
-    pub fn of(peer: Peer, how: Option<&How>, program: &Program, data: bool, machine: &Obstacles) -> Result<Self> {
+    /// whether the program is to find data open, which only a traced process can be given; `unread` whether this user shall never read the
+    /// program.
+    pub fn of(peer: Peer, how: Option<&How>, program: &Program, (data, unread): (bool, bool), machine: &Obstacles) -> Result<Self> {
         let mut obstacles = machine.0.clone();
         let seized = match how.and_then(|how| how.mapping) {
             Some(Mapping::MemfdExec) if how.is_some_and(|how| !how.explain) => Ok(None),
@@ -66,12 +69,17 @@ impl Ways {
         if let Some(why) = untraced {
             obstacles[2].get_or_insert(why);
         }
-        Ok(Self { tracer, obstacles })
+        let exposed = Some(EXPOSED).filter(|_| unread && program.loader_variables == LoaderVariables::Forbid && dumps_what_is_unreadable());
+        Ok(Self { tracer, obstacles, exposed })
     }
 
     /// The way to take: the one that was asked for, else the first that nothing stands in. [`Code::TraceRefused`] where the kernel
-    /// forbids tracing and nothing else is left, [`Code::StartFailed`] where what was asked for cannot be done.
+    /// forbids tracing and nothing else is left, [`Code::StartFailed`] where what was asked for cannot be done, or the kernel would let this
+    /// user read a program that he may not.
     pub fn choose(self, wanted: Option<Mapping>) -> Result<Way> {
+        if let Some(why) = self.exposed {
+            return Err(Refusal::new(Code::StartFailed, why));
+        }
         let mapping = match wanted {
             Some(mapping) => match self.obstacle(mapping) {
                 None => mapping,
@@ -98,6 +106,9 @@ impl Ways {
     }
 
     fn obstacle(&self, mapping: Mapping) -> Option<&str> {
+        if self.exposed.is_some() {
+            return self.exposed;
+        }
         ALL.iter().zip(&self.obstacles).find(|(one, _)| **one == mapping)?.1.as_deref()
     }
 
@@ -106,6 +117,18 @@ impl Ways {
         let code = if self.tracer.is_none() { Code::TraceRefused } else { Code::StartFailed };
         Refusal::new(code, each.join("; "))
     }
+}
+
+/// Where the kernel keeps whether it lets users dump and trace processes of files that they may not read.
+const SUID_DUMPABLE: &str = "/proc/sys/fs/suid_dumpable";
+/// What is said of that.
+pub(crate) const EXPOSED: &str = "fs.suid_dumpable is 1, with which the kernel lets users trace and dump programs that they may not read; \
+    set it to 0 or 2 (sysctl fs.suid_dumpable=0)";
+
+/// Whether a process of a file that its user may execute and not read is as open to him as any other. The administrator may set that at any
+/// time.
+pub(crate) fn dumps_what_is_unreadable() -> bool {
+    std::fs::read(SUID_DUMPABLE).is_ok_and(|value| value.trim_ascii() == b"1")
 }
 
 /// Whether the client is traced for a way.

@@ -272,11 +272,19 @@ async fn verify(socket: &Path, output: &Output, package: &Path) -> Result<()> {
     let value = json!({ "package": target, "title": title, "whole": true, "opens_here": true, "direct_start": works, "interpreter": named,
         "library": library.is_some() });
     output.result(text, &value);
+    if std::fs::read(SUID_DUMPABLE).is_ok_and(|value| value.trim_ascii() == b"1") {
+        output.note(
+            "fs.suid_dumpable is 1: the kernel lets users trace and dump programs that they may not read (sysctl fs.suid_dumpable=0)",
+        );
+    }
     match named {
         Some(_) if !works => Err(Refusal::new(Code::NoDirectStart, direct)),
         _ => Ok(()),
     }
 }
+
+/// Where the kernel keeps whether it lets users dump and trace processes of files that they may not read.
+const SUID_DUMPABLE: &str = "/proc/sys/fs/suid_dumpable";
 
 /// Which of the questions a refusal answers with no.
 fn doubt(code: Code) -> &'static str {
