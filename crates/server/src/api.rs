@@ -38,6 +38,7 @@ const CUSTOMER: Access = Access::Roles(&[AccountRole::Customer], Some(Scope::Rea
 const BUYER: Access = Access::Roles(&[AccountRole::Customer], Some(Scope::Buy));
 const VENDOR: Access = Access::Roles(&[AccountRole::Vendor], Some(Scope::Publish));
 const OPERATOR: Access = Access::Roles(&[AccountRole::Operator], Some(Scope::Operate));
+const AUDITOR: Access = Access::Roles(&[AccountRole::Auditor], Some(Scope::Audit));
 const ONCE: &[(&str, &str)] = &[(IDEMPOTENCY_HEADER, "1 to 128 visible ASCII characters: the same key and body answer the same order")];
 const UPGRADED: &[(&str, &str)] = &[("upgrade", api::UPGRADE), (TICKET_HEADER, "the ticket, in hexadecimal")];
 
@@ -151,6 +152,11 @@ pub(crate) fn table<R: Repository>() -> Vec<Entry<R>> {
         ),
         (row(Method::DELETE, "/v1/accounts/{user}/sessions", OPERATOR, "End every session and API token of a user"), delete(shut_out::<R>)),
         (
+            row(get_.clone(), "/v1/journal", AUDITOR, "The journal of the books as they stand at one moment, lines of JSON")
+                .answers(Body::Octets),
+            get(journal::<R>),
+        ),
+        (
             row(Method::POST, "/webhooks/cards", ANYBODY, "An event of the card provider's, signed by it")
                 .headers(SIGNED)
                 .takes(Body::Octets),
@@ -172,6 +178,11 @@ async fn log_tile<R: Repository>(State(server): Shared<R>, Path(tile): Path<Stri
 
 async fn log_key<R: Repository>(State(server): Shared<R>) -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/cose"), (CACHE_CONTROL, "no-cache")], server.log_statement())
+}
+
+async fn journal<R: Repository>(State(server): Shared<R>) -> Result<impl IntoResponse, ApiError> {
+    let lines = axum::body::Body::from_stream(server.journal()?);
+    Ok(([(CONTENT_TYPE, "application/jsonl"), (CACHE_CONTROL, "no-store")], lines))
 }
 
 async fn card_event<R: Repository>(State(server): Shared<R>, headers: HeaderMap, Octets(body): Octets) -> Result<StatusCode, ApiError> {

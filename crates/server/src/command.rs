@@ -9,7 +9,7 @@ use crate::reconcile::{Difference, Reconciliation, reconcile};
 use crate::rotation::{Which, rotate};
 use crate::run::run;
 use crate::statement;
-use crate::storage::{Accounts, Books, Location, Orders};
+use crate::storage::{Accounts, Books, Journal, Location, Orders};
 
 use chipbound_host::files::read_private;
 use chipbound_host::{now, process};

@@ -14,6 +14,7 @@ use chipbound_host::Kek;
 use chipbound_session::tls::SharedTrust;
 use chipbound_wire::{Result, Time};
 use std::sync::{Arc, OnceLock};
+use tokio::sync::Semaphore;
 
 /// Where the time comes from.
 pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
@@ -57,6 +58,8 @@ pub struct Server<R> {
     pub(crate) places: Places,
     /// Threads for deliveries.
     pub(crate) threads: Threads,
+    /// The place for a journal: each holds one read transaction.
+    pub(crate) journals: Arc<Semaphore>,
     /// `host:port` of the line of its own, once it listens.
     pub(crate) line: OnceLock<String>,
 }
@@ -87,6 +90,7 @@ impl<R: Repository> Server<R> {
             making: Making::default(),
             places,
             threads: Threads::default(),
+            journals: Arc::new(Semaphore::new(1)),
             line: OnceLock::new(),
         }))
     }

@@ -1,5 +1,6 @@
 //! The journal: what is on record, row by row as it stands, for an auditor (docs/ledger.md). It computes nothing and judges nothing.
 
+use super::Journal;
 use super::books::Books;
 use super::sql::{Row, Tx, all, first, signed, unreadable, values};
 use chipbound_auditor::journal::{
@@ -16,12 +17,8 @@ use std::io::Write;
 /// Rows of one query.
 const PAGE: u32 = 500;
 
-impl Books {
-    /// Writes the journal, all of it as it stood at one moment, and returns the writer. Nobody waits for it meanwhile.
-    ///
-    /// # Errors
-    /// [`Code::Database`] where a row does not read as what it should be; [`Code::Io`] where the writer fails.
-    pub async fn journal<W: Write + Send + 'static>(&self, made_at: Time, out: W) -> Result<W> {
+impl Journal for Books {
+    async fn journal<W: Write + Send + 'static>(&self, made_at: Time, out: W) -> Result<W> {
         let journal = move |books: &dyn Tx| {
             let mut lines = Lines { out, written: 0 };
             write(books, made_at, &mut lines)?;

@@ -33,11 +33,12 @@ use chipbound_wire::suite::{Aead, Kem, KeyMode};
 use chipbound_wire::tlog::Tile;
 use chipbound_wire::{AccountId, Amount, Currency, Digest, KeyId, OrderId, ProgramId, Result, Time};
 use std::future::Future;
+use std::io::Write;
 use std::sync::Arc;
 
 /// Everything that the server keeps. Every method can fail with [`chipbound_wire::Code::Database`].
 pub trait Repository:
-    Accounts + Releases + Orders + Payments + Deliveries + Parcels + Transfers + Log + Clone + Send + Sync + 'static
+    Accounts + Releases + Orders + Payments + Deliveries + Parcels + Transfers + Log + Journal + Clone + Send + Sync + 'static
 {
 }
 
@@ -546,6 +547,13 @@ pub trait Parcels {
     fn forget_parcel(&self, order: OrderId) -> impl Future<Output = Result<Vec<String>>> + Send;
     /// Forgets parcels that are not kept any longer.
     fn expire_parcels(&self, now: Time) -> impl Future<Output = Result<Vec<String>>> + Send;
+}
+
+/// The books for an auditor (docs/ledger.md).
+pub trait Journal {
+    /// Writes the journal, all of it as it stood at one moment, and returns the writer. Nobody waits for it meanwhile.
+    /// [`chipbound_wire::Code::Io`] where the writer fails; what was written before is no whole journal.
+    fn journal<W: Write + Send + 'static>(&self, made_at: Time, out: W) -> impl Future<Output = Result<W>> + Send;
 }
 
 /// An order that is to be for another processor.

@@ -6,7 +6,7 @@ use crate::processor::{Delivered, Processor};
 use crate::world::{User, World, eur, sample};
 use chipbound_auditor::{Report, Rule, audit};
 use chipbound_server::config::{Policy, Tax};
-use chipbound_server::storage::{Accounts, Deliveries, NewTransfer, Orders, Settlement, Shares, Transfers};
+use chipbound_server::storage::{Accounts, Deliveries, Journal, NewTransfer, Orders, Settlement, Shares, Transfers};
 use chipbound_testkit::Repeatable;
 use chipbound_wire::api::{Acknowledge, Base64, NewOrder, Order, Settled};
 use chipbound_wire::certificate::Role;
@@ -345,8 +345,9 @@ const BENT: &[(Rule, &str, Bend)] = &[
         let other = t.find("order", |o| o["state"] == "acknowledged")["acknowledgement"].clone();
         t.find("order", |o| o["state"] == "released")["acknowledgement"] = other;
     }),
-    (Rule::OrderAcknowledgement, "no delivery with the acknowledged seal", |t| {
-        t.find("delivery", |d| d["token"] == true)["terms"] = json!(chipbound_wire::Digest([3; 32]));
+    (Rule::OrderAcknowledgement, "an acknowledgement of other terms than were sent", |t| {
+        let seal = t.find("order", |o| o["state"] == "released")["seal"].clone();
+        t.find("delivery", |d| d["seal"] == seal)["terms"] = json!(chipbound_wire::Digest([3; 32]));
     }),
     (Rule::OrderProcessor, "a purchase that moved by itself", |t| {
         t.find("order", |o| o["state"] == "released")["processor"] = json!(KeyId([5; 32]));
@@ -511,6 +512,21 @@ async fn what_is_no_whole_journal_is_refused_with_its_line() {
         let refusal = refused(&bytes);
         assert_eq!(refusal.code, expected, "{what}: {refusal}");
         assert!(refusal.detail.contains("line "), "{what}: {refusal}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_auditor_reads_the_journal_over_the_first_path_while_the_shop_goes_on() {
+    for world in [World::with(policy()).await, World::on_postgres_with(policy()).await] {
+        let busy = Busy::new(world).await;
+        let (world, otto, bob) = (&busy.world, busy.world.log_in("otto").await, busy.world.log_in("bob").await);
+        let read = async || world.client.get_bytes("/v1/journal", Some(&otto.token), 1 << 24).await;
+        let (bought, journal) = tokio::join!(busy.delivered(&bob, "tool", 1000), read());
+        let journal = journal.unwrap();
+        let report = audit(&journal[..], &world.pki.trust()).unwrap();
+        assert!(report.is_clean(), "{}", report.text());
+        drop(bought);
+        assert_eq!(read().await.unwrap(), world.journal().await);
     }
 }
 

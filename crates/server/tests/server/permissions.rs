@@ -60,6 +60,7 @@ fn rows(order: &str) -> Vec<Row> {
         row(M::GET, "/v1/accounts", "", operate, vec![(Operator, None)]),
         row(M::POST, "/v1/accounts", r#"{"user":"","role":"vendor","password":"long enough"}"#, operate, vec![(Operator, malformed)]),
         row(M::DELETE, "/v1/accounts/{user}/sessions", "", operate, vec![(Operator, absent)]),
+        row(M::GET, "/v1/journal", "", Some(Scope::Audit), vec![(Auditor, None)]),
         row(M::DELETE, "/v1/sessions", "", None, everybody(None)), // The last, since it ends the session.
     ];
     for row in &mut rows {
