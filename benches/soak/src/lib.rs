@@ -2,6 +2,8 @@
 //! small one is among the command's tests.
 
 pub mod crash;
+mod dice;
+pub mod simulation;
 
 /// What a step gives, or why it could not be made.
 pub type Outcome<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -11,13 +11,13 @@ mod shop;
 mod table;
 mod variants;
 
-use chipbound_soak::{Outcome, crash, failed};
+use chipbound_soak::{Outcome, crash, failed, simulation};
 use chipbound_wire::suite::{Mapping, Profile};
 use clap::{Parser, ValueEnum};
 use outcome::{Report, Verdict};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Set by SIGINT and SIGTERM: what runs is finished, nothing more is begun.
@@ -27,7 +27,7 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 #[derive(Parser)]
 #[command(
     name = "./soak",
-    after_help = "Examples:\n  ./soak corpus\n  ./soak corpus --only git,python3\n  ./soak corpus --mapping anonymous\n  ./soak crash\n  ./soak crash --seed 7 --kills 200\n\nPrograms and their arguments are listed in benches/soak/corpus.toml; a package or a call more is a line more there."
+    after_help = "Examples:\n  ./soak corpus\n  ./soak corpus --only git,python3\n  ./soak corpus --mapping anonymous\n  ./soak crash\n  ./soak crash --seed 7 --kills 200\n  ./soak simulation\n  ./soak simulation --seed 7 --seeds 1\n\nPrograms and their arguments are listed in benches/soak/corpus.toml; a package or a call more is a line more there."
 )]
 struct Options {
     /// What to run.
@@ -63,9 +63,12 @@ struct Options {
     /// The command that starts programs [default: chipbound beside this program]
     #[arg(long, value_name = "FILE")]
     chipbound: Option<PathBuf>,
-    /// With crash: what is bought, who is killed and when; the moments are aimed at anew, not hit to the microsecond [default: the time]
+    /// What is drawn: with crash, purchases and kills, the moments being aimed at anew, not hit to the microsecond [default: the time]; with simulation, every event
     #[arg(long)]
     seed: Option<u64>,
+    /// With simulation: how many seeds, from --seed on [default of that: 0]
+    #[arg(long, default_value_t = 2000)]
+    seeds: u64,
     /// With crash: kills in all
     #[arg(long, default_value_t = 1000)]
     kills: u32,
@@ -102,6 +105,8 @@ enum What {
     Corpus,
     /// Server, client, processor and database killed at every step of purchases: nobody pays twice or for nothing
     Crash,
+    /// One shop in simulated time on a simulated network, event after event: what must hold is checked after each
+    Simulation,
 }
 
 fn main() -> ExitCode {
@@ -109,6 +114,7 @@ fn main() -> ExitCode {
     let well = match options.what {
         What::Corpus => corpus(&options),
         What::Crash => crashes(&options),
+        What::Simulation => simulated(&options),
     };
     match well {
         Ok(true) => ExitCode::SUCCESS,
@@ -136,6 +142,43 @@ fn crashes(options: &Options) -> Outcome<bool> {
     let tally = crash::run(&chipbound(options)?, &size, &ENDING)?;
     println!("{tally}");
     Ok(tally.violations.is_empty() && tally.kills.values().sum::<u32>() >= options.kills)
+}
+
+/// Plays seeds; true if everything held in all of them.
+fn simulated(options: &Options) -> Outcome<bool> {
+    end_on_signals()?;
+    let first = options.seed.unwrap_or(0);
+    let (next, sums) = (AtomicU64::new(first), Mutex::new((0_u64, 0_u64, 0_u64, 0_u64, 0_u64)));
+    std::thread::scope(|scope| {
+        for _ in 0..options.parallel.max(1) {
+            scope.spawn(|| {
+                while !ENDING.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed - first >= options.seeds {
+                        return;
+                    }
+                    let played = simulation::play(seed, &simulation::folder());
+                    let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+                    let (seeds, events, paid, ended, violations) = &mut *sums;
+                    *seeds += 1;
+                    match played {
+                        Ok(story) => {
+                            *events += story.events.len() as u64;
+                            *paid += u64::from(story.paid);
+                            *ended += u64::from(story.ended);
+                        }
+                        Err(error) => {
+                            println!("{error}");
+                            *violations += 1;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let (seeds, events, paid, ended, violations) = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!("{seeds} seeds from {first}, {events} events, {paid} orders paid, {ended} came to nothing, violations: {violations}");
+    Ok(violations == 0 && seeds == options.seeds)
 }
 
 /// Runs the list; true if every program did what the list says of it.

@@ -14,13 +14,19 @@ use crate::started::Started;
 use crate::vault::{Enrolment, Vault};
 use crate::ways::Obstacles;
 use chipbound_loader::{Image, Libraries, Locked, OwnInterpreter, Workshop};
-use chipbound_session::tls::{DefaultTimeProvider, Identity, ProcessorConfig, processor_config};
+use chipbound_session::tls::{Identity, ProcessorConfig, TimeProvider, processor_config};
 use chipbound_trusted_core::Step;
 use chipbound_wire::certificate::Role;
 use chipbound_wire::signature::Sign;
 use chipbound_wire::suite::LoaderVariables;
 use chipbound_wire::{Code, ProgramId, Result, Time};
+use rustls_pki_types::UnixTime;
+use std::panic::RefUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// Where the time comes from.
+pub type Clock = Arc<dyn Fn() -> Time + Send + Sync + RefUnwindSafe>;
 
 /// One processor: its keys, what it remembers, its spool and its opened programs.
 #[derive(Debug)]
@@ -47,6 +53,7 @@ pub struct Processor {
     pub room: Room,
     /// What this machine puts in the way of each way of mapping.
     pub obstacles: Obstacles,
+    clock: Ticking,
     files: OnceLock<std::result::Result<Files, String>>,
     enrolling: Mutex<()>,
 }
@@ -99,8 +106,13 @@ impl Opened for Program {
 impl Processor {
     /// Opens everything that the configuration names.
     pub fn open(config: Config) -> Result<Self> {
+        Self::open_at(config, Arc::new(chipbound_host::now))
+    }
+
+    /// The same with that clock.
+    pub fn open_at(config: Config, clock: Clock) -> Result<Self> {
         let vault = Vault::open(&config.state)?;
-        let spool = Spool::open(&config.spool, config.limits.spool_bytes, chipbound_host::now())?;
+        let spool = Spool::open(&config.spool, config.limits.spool_bytes, clock())?;
         let programs = Cache::new(config.limits.cache_entries, config.limits.cache_bytes);
         let data = Cache::new(config.limits.cache_entries, config.limits.data_in_memory_bytes);
         let interpreter = interpreter::open(&config).unwrap_or_else(|refusal| {
@@ -109,8 +121,23 @@ impl Processor {
         });
         let transfers = Places::new("deliveries and openings", config.limits.transfers, config.limits.transfers.div_ceil(2));
         let (files, enrolling, obstacles, started) = (OnceLock::new(), Mutex::new(()), Obstacles::here(), Started::default());
-        let (workshop, room) = (Workshop::default(), Room::default());
-        Ok(Self { config, vault, spool, programs, workshop, started, data, interpreter, transfers, room, obstacles, files, enrolling })
+        let (workshop, room, clock) = (Workshop::default(), Room::default(), Ticking(clock));
+        Ok(Self {
+            config,
+            vault,
+            spool,
+            programs,
+            workshop,
+            started,
+            data,
+            interpreter,
+            transfers,
+            room,
+            obstacles,
+            clock,
+            files,
+            enrolling,
+        })
     }
 
     /// Serves data on this file system from now on, or remembers why there is none. Only the first call counts.
@@ -177,7 +204,7 @@ impl Processor {
     /// The time.
     #[must_use]
     pub fn now(&self) -> Time {
-        chipbound_host::now()
+        (self.clock.0)()
     }
 
     /// The identity key with its chain.
@@ -189,6 +216,22 @@ impl Processor {
 
     /// What TLS of the second path needs.
     pub fn path_config(&self, enrolment: &Enrolment) -> Result<ProcessorConfig> {
-        processor_config(&self.identity(enrolment), enrolment.trust.clone(), Arc::new(DefaultTimeProvider))
+        processor_config(&self.identity(enrolment), enrolment.trust.clone(), Arc::new(self.clock.clone()))
+    }
+}
+
+/// The clock as TLS asks for it.
+#[derive(Clone)]
+struct Ticking(Clock);
+
+impl std::fmt::Debug for Ticking {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ticking")
+    }
+}
+
+impl TimeProvider for Ticking {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs((self.0)().0)))
     }
 }

@@ -1,9 +1,10 @@
 //! One purchase after another, each disturbed as the plan says, each gone on with until the customer has the program.
 
 use super::Ends;
-use super::plan::{Dice, Moment, Stroke, Wish};
+use super::plan::{Moment, Stroke, Wish};
 use super::shop::Shop;
 use super::tally::{Tally, Victim, locked};
+use crate::dice::Dice;
 use crate::{Outcome, failed};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};

@@ -1,32 +1,8 @@
 //! What is drawn from the seed: purchases, and the kills that are aimed at them.
 
 use super::tally::Victim;
-use chipbound_testkit::Repeatable;
-use chipbound_wire::Random;
-use chipbound_wire::random::fresh;
+use crate::dice::Dice;
 use std::time::Duration;
-
-/// Numbers that are the same for the same seed.
-pub(crate) struct Dice(Repeatable);
-
-impl Dice {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(Repeatable::new(seed))
-    }
-
-    /// One of 0 to `bound - 1`.
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        u64::from_be_bytes(fresh(&mut self.0 as &mut dyn Random)) % bound.max(1)
-    }
-
-    fn percent(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len() as u64) as usize]
-    }
-}
 
 /// A program of Debian's base system, and what it says.
 pub(crate) struct Program {
