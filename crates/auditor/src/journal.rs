@@ -4,6 +4,7 @@
 use chipbound_wire::api::{AccountRole, Base64, OrderState};
 use chipbound_wire::{AccountId, Currency, Digest, KeyId, OrderId, Time, TreeHash};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// The version of the form that is described here.
 pub const VERSION: u32 = 1;
@@ -220,6 +221,18 @@ pub enum Book {
     Tax,
     /// The house's share of what a vendor sold.
     Fees,
+}
+
+impl fmt::Display for Book {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// An entry of the ledger.

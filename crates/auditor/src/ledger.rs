@@ -44,9 +44,9 @@ fn made_of(changes: impl IntoIterator<Item = (Book, AccountId, Currency, i128)>)
 }
 
 fn said(shape: &Shape) -> String {
-    let changes = shape.iter().map(|((book, account, currency), minor)| format!("{book:?} of {account} {minor} {currency}"));
+    let changes = shape.iter().map(|((book, account, currency), minor)| format!("{minor} {currency} {book} of {account}"));
     let text = changes.collect::<Vec<_>>().join(", ");
-    if text.is_empty() { "nothing".to_owned() } else { text.to_lowercase() }
+    if text.is_empty() { "nothing".to_owned() } else { text }
 }
 
 impl Audit<'_> {
@@ -102,7 +102,7 @@ impl Audit<'_> {
             };
             if left < 0 {
                 let about = format!("{about}, account {account}");
-                self.report.find(rule, about, "nothing below zero", format!("{left} {currency} left in {book:?}").to_lowercase());
+                self.report.find(rule, about, "nothing below zero", format!("{left} {currency} left in {book}"));
             }
         }
     }
@@ -128,7 +128,7 @@ impl Audit<'_> {
                 -amount
             }
             other => {
-                return self.report.find(Rule::EntryShape, about, "an order", format!("a {other:?} of none").to_lowercase());
+                return self.report.find(Rule::EntryShape, about, "an order", format!("a {other} of none"));
             }
         };
         let expected = made_of([(book, account, currency, signed), (Book::Deposits, account, currency, -signed)]);
@@ -205,7 +205,7 @@ impl Audit<'_> {
         let sum = self.ledger.sums.entry((balance.book, balance.account, balance.currency)).or_default();
         sum.compared = true;
         if sum.minor != i128::from(balance.minor) {
-            let about = format!("{:?} of account {}", balance.book, balance.account).to_lowercase();
+            let about = format!("{} of account {}", balance.book, balance.account);
             let (expected, found) = (format!("{} {}", sum.minor, balance.currency), format!("{} {}", balance.minor, balance.currency));
             self.report.find(Rule::BalanceDerived, about, expected, found);
         }
@@ -216,7 +216,7 @@ impl Audit<'_> {
             self.ledger.sums.iter().filter(|(_, sum)| !sum.compared).map(|(place, sum)| (*place, sum.minor)).collect();
         missing.sort_unstable();
         for ((book, account, currency), minor) in missing {
-            let about = format!("{book:?} of account {account}").to_lowercase();
+            let about = format!("{book} of account {account}");
             self.report.find(Rule::BalanceDerived, about, format!("{minor} {currency}"), "no balance");
         }
         for ((book, _, currency), sum) in &self.ledger.sums {
@@ -245,7 +245,7 @@ fn in_turn(entry: &Entry, order: &Order) -> Result<(), (String, String)> {
         Some(End::Captured) if order.refunded => "nothing more".to_owned(),
         Some(End::Captured) => "a refund".to_owned(),
     };
-    if good { Ok(()) } else { Err((may_follow, format!("{kind:?} of round {round}").to_lowercase())) }
+    if good { Ok(()) } else { Err((may_follow, format!("{kind} of round {round}"))) }
 }
 
 fn end(order: &mut Order, how: End) {

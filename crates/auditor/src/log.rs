@@ -9,7 +9,7 @@ use chipbound_wire::{Digest, Hex, Result, Time, TreeHash};
 use std::collections::{BTreeMap, HashMap};
 
 /// Seconds by which the clocks of one server's machines may differ.
-const SKEW: u64 = 300;
+pub(crate) const SKEW: u64 = 300;
 
 #[derive(Default)]
 pub(crate) struct Log {

@@ -1,6 +1,7 @@
 //! Receipts: numbers, signatures, and what they say.
 
 use crate::journal;
+use crate::log::SKEW;
 use crate::orders::{Capture, Order, product};
 use crate::{Audit, Rule, verified};
 use chipbound_wire::documents::{Receipt, TaxLine};
@@ -12,8 +13,6 @@ use std::collections::BTreeMap;
 
 /// Who numbered the first receipts: the server.
 const NOBODY: AccountId = AccountId([0; 16]);
-/// Seconds by which the clocks of one server's machines may differ.
-const SKEW: u64 = 300;
 
 /// How far each seller's numbers came.
 #[derive(Default)]
