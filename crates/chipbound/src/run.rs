@@ -158,7 +158,11 @@ fn find(name: &OsStr) -> Result<PathBuf> {
     let here = Path::new(name);
     let missing = || Refusal::new(Code::NotFound, format!("{}: there is no such package", here.display()));
     if name.as_bytes().contains(&b'/') {
-        return if here.exists() { Ok(here.to_owned()) } else { Err(missing()) };
+        return match here.try_exists() {
+            Ok(true) => Ok(here.to_owned()),
+            Ok(false) => Err(missing()),
+            Err(e) => Err(Refusal::io(here.display(), e)), // It may be there: a file system that is gone, a folder that is closed.
+        };
     }
     let local = Path::new(".").join(here);
     if local.is_file() {

@@ -455,9 +455,42 @@ fn verify_says_of_a_damaged_package_that_it_is_not_whole_and_of_a_foreign_one_th
     assert!(!world.work("nowhere").exists());
 }
 
+/// As a scheduler starts commands: a session of its own, no terminal, no environment at all, no folder but the root.
+#[test]
+fn a_package_starts_with_nothing_around_it() {
+    let (world, shell) = with_shell();
+    let shell = shell.to_str().unwrap();
+    let words = ["-i", "setsid", "--wait"];
+    for program in ["/bin/dash", shell] {
+        let mut command = Command::new("env");
+        command.args(words).arg(program).args(["-c", "pwd; exit 6"]).current_dir("/").stdin(Stdio::null());
+        let output = command.output().unwrap();
+        assert_eq!((text(&output.stdout).as_str(), text(&output.stderr).as_str(), output.status.code()), ("/\n", "", Some(6)), "{program}");
+    }
+    drop(world);
+}
+
+/// glibc takes tunables from its environment before anything else runs; a vendor who allows that gets it by a direct start too.
+#[test]
+fn tunables_reach_a_program_whose_vendor_allows_them_and_no_other() {
+    let world = World::start("", 1);
+    for (policy, said) in [("allow", "glibc.malloc.check=3\n"), ("forbid", "\n")] {
+        world.publish(Path::new("/bin/dash"), policy, "1", &["--loader-variables", policy]);
+        let package = world.buy(policy, &[]);
+        let script = ["-c", "echo $GLIBC_TUNABLES"];
+        let mut direct = Command::new(&package);
+        let mut run = world.ada(&["run", package.to_str().unwrap()]);
+        for command in [&mut direct, &mut run] {
+            let output = good(command.args(script).env("GLIBC_TUNABLES", "glibc.malloc.check=3"));
+            assert_eq!(text(&output.stdout), said, "{policy}");
+        }
+    }
+}
+
 #[test]
 fn a_systemd_unit_starts_a_package() {
     let (world, shell) = with_shell();
+    // A manager of the test's own is no way: by root it moves all processes of the machine into a control group of its own.
     if !Path::new("/run/systemd/system").exists() {
         println!("not run here: this machine was not started by systemd");
         return;

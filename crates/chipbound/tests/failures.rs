@@ -260,10 +260,10 @@ fn where_the_kernel_lacks_a_call_the_program_runs_or_the_refusal_says_so() {
 struct Fuse(Child, PathBuf);
 
 impl Fuse {
-    fn mount(from: &Path, at: PathBuf) -> Option<Self> {
-        fs::create_dir(&at).unwrap();
+    fn mount(from: &Path, at: PathBuf, options: &[&str]) -> Option<Self> {
+        fs::create_dir_all(&at).unwrap();
         let device = fs::metadata(&at).unwrap().dev();
-        let spawned = Command::new("bindfs").arg("-f").args([from, &at]).stdin(Stdio::null()).stderr(Stdio::null()).spawn();
+        let spawned = Command::new("bindfs").arg("-f").args(options).args([from, &at]).stdin(Stdio::null()).stderr(Stdio::null()).spawn();
         let mut child = spawned.inspect_err(|e| println!("not run here: bindfs: {e}")).ok()?;
         while fs::metadata(&at).unwrap().dev() == device {
             if child.try_wait().unwrap().is_some() {
@@ -287,7 +287,7 @@ impl Drop for Fuse {
 #[test]
 fn a_package_on_a_fuse_mount_runs_and_is_refused_when_its_file_system_is_gone() {
     let mut world = world();
-    let Some(mut fuse) = Fuse::mount(&world.work(""), world.folder.path().join("mounted")) else { return };
+    let Some(mut fuse) = Fuse::mount(&world.work(""), world.folder.path().join("mounted"), &[]) else { return };
     let start = |world: &World, fuse: &Fuse| world.ada(&["run", "./app"]).current_dir(&fuse.1).output().unwrap();
     for _ in 0..3 {
         assert_eq!(outcome(&start(&world, &fuse)), "whole");
@@ -309,6 +309,54 @@ fn a_package_on_a_fuse_mount_runs_and_is_refused_when_its_file_system_is_gone() 
     assert!([126, 127].contains(&output.status.code().unwrap()) && output.stdout.is_empty(), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("error["), "{output:?}");
     nothing_runs(&world);
+}
+
+/// As a server of files that is lost: what is read comes slowly, nothing of it is remembered, and in the middle of a start reads fail.
+#[test]
+fn a_file_system_that_goes_away_in_the_middle_of_a_start_leaves_the_program_or_none() {
+    let mut world = world();
+    let at = world.folder.path().join("mounted");
+    let mut in_reading = 0;
+    // While the processor reads it, in the exec, and after.
+    for (rate, after) in [("150k", 60), ("150k", 200), ("150k", 350), ("600k", 60), ("600k", 120), ("600k", 400)] {
+        let slow = [&format!("--read-rate={rate}"), "-o", "attr_timeout=0,entry_timeout=0"];
+        world.daemons.daemons[2].stop();
+        restart(&mut world, Path::new(CHIPBOUND));
+        let Some(mut fuse) = Fuse::mount(&world.work(""), at.clone(), &slow) else { return };
+        let mut command = world.ada(&["run", "./app"]);
+        command.current_dir(&at).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(after));
+        fuse.0.kill().unwrap();
+        let output = child.wait_with_output().unwrap();
+        // Where reads fail after the kernel has taken the old program down for an exec, it ends the process so, of plain programs too.
+        let in_exec = output.status.signal() == Some(11) && output.stdout.is_empty();
+        let seen = if in_exec { "ended in its exec".to_owned() } else { outcome(&output) };
+        println!("{rate} {after}: {seen}: {}", String::from_utf8_lossy(&output.stderr));
+        in_reading +=
+            u32::from(world.log(common::PROCESSOR).lines().any(|line| line.contains("refused") && line.contains("reading a package")));
+        drop(fuse);
+        nothing_runs(&world);
+    }
+    assert!(in_reading > 0, "it was lost at other moments each time");
+    no_plaintext(&world);
+    assert_eq!(outcome(&begin(&world).wait_with_output().unwrap()), "whole", "from its own file system");
+}
+
+/// As on network file systems without a server of locks.
+#[test]
+fn where_a_purchase_cannot_be_locked_it_is_refused_and_later_charged_once() {
+    let world = world();
+    let without = without_calls(world.folder.path());
+    world.publish(&world.folder.path().join("app"), "other", "1", &[]);
+    let mut buy = world.ada(&["buy", "other"]);
+    let mut unlocked = Command::new(without);
+    unlocked.arg(format!("{}:{}", FLOCK, rustix::io::Errno::NOLCK.raw_os_error())).arg(CHIPBOUND).args(buy.get_args());
+    unlocked.current_dir(world.work("")).envs(buy.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    refused(&mut unlocked, Code::Io);
+    assert_eq!((world.balance(), world.receipts()), (("90.00 EUR".into(), "0.00 EUR".into()), 1), "nothing was held for it");
+    good(&mut buy);
+    assert_eq!((world.balance(), world.receipts()), (("80.00 EUR".into(), "0.00 EUR".into()), 2));
 }
 
 /// As containers have it: the package's device and inode are not those that the kernel shows for its mappings.
@@ -358,6 +406,10 @@ fn without_a_right_to_lock_memory_programs_run_and_the_log_says_what_can_be_swap
     for turn in 0..2 {
         let output = begin_either(&world, turn).unwrap().wait_with_output().unwrap();
         assert_eq!(outcome(&output), "whole");
+    }
+    for way in ["anonymous", "memfd-exec"] {
+        let output = world.ada(&["run", "--mapping", way, "./app"]).output().unwrap();
+        assert_eq!(outcome(&output), "whole", "{way}");
     }
     world.awaits(common::PROCESSOR, 0, |line| line.contains("its code can be swapped out: raise the lock limit"), "the warning");
     nothing_runs(&world);
@@ -431,19 +483,26 @@ fn a_processor_whose_disk_is_full_takes_nothing_and_goes_on_when_there_is_room()
     }
 }
 
+/// The number of flock on x86-64.
+const FLOCK: u32 = 73;
+
+/// Runs a program in which the call of a number fails: with ENOSYS, or with the error behind a colon.
 const WITHOUT: &str = r#"
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 int main(int argc, char **argv) {
+    char *colon = strchr(argv[1], ':');
+    int error = colon ? atoi(colon + 1) : ENOSYS;
     struct sock_filter rules[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, atoi(argv[1]), 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog program = { sizeof rules / sizeof *rules, rules };

@@ -141,6 +141,18 @@ fn a_program_with_a_protected_library_runs_as_the_plain_one() {
     }
 }
 
+#[test]
+fn a_library_whose_constants_are_sealed_too_runs_as_plain() {
+    let world = World::start("", 1);
+    let library = compiled(&world, "cc", "greet.c", "libgreet.so", &["-shared", "-fPIC"]);
+    let plain = compiled(&world, "cc", "linked.c", "linked", &["-L.", "-lgreet", "-Wl,-rpath,$ORIGIN"]);
+    let sealed = bought(&world, &library, &["--profile", "code+constants"]);
+    let program = bought(&world, &plain, &[]);
+    assert_eq!(same(&plain, &program, &["a", "b"]).status.code(), Some(7));
+    let holds = |file: &Path| memchr::memmem::find(&fs::read(file).unwrap(), b"constructed with").is_some();
+    assert!(holds(&library) && !holds(&sealed), "its strings are sealed");
+}
+
 /// Where `greet` lies in the file of a library: behind the first bytes of a function of its own.
 fn code_at(library: &[u8]) -> usize {
     let symbol = |header: &object::elf::FileHeader64<object::LittleEndian>| {
