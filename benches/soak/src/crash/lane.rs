@@ -23,8 +23,8 @@ const LOOK: Duration = Duration::from_millis(1);
 
 /// A purchase that was made, or left.
 pub(crate) struct Bought {
-    pub(crate) user: String,
-    pub(crate) card: bool,
+    pub(crate) customer: Customer,
+    pub(crate) wish: Wish,
     /// Whether the customer has the program; she may also have it who left.
     pub(crate) obtained: bool,
     pub(crate) left: bool,
@@ -41,8 +41,8 @@ pub(crate) struct Lane<'a> {
 }
 
 /// A customer while one purchase goes on.
-struct Customer {
-    user: String,
+pub(crate) struct Customer {
+    pub(crate) user: String,
     /// One, or two that know of the same order.
     clients: Vec<Client>,
 }
@@ -66,8 +66,8 @@ impl<'a> Lane<'a> {
     pub(crate) fn purchase(&mut self, ends: &Ends<'_>) -> Outcome<()> {
         let wish = Wish::draw(&mut self.dice, self.shop.has_cluster());
         self.customers += 1;
-        let user = format!("customer-{}-{}", self.number, self.customers);
-        let work = self.shop.customer(&user, !wish.card)?;
+        let name = format!("customer-{}-{}", self.number, self.customers);
+        let (user, work) = self.shop.customer(&name, !wish.card)?;
         let client = Client { home: self.shop.home(&user), package: work.join("package-0"), well: false, paid: None };
         let mut customer = Customer { user, clients: vec![client] };
         let (mut hits, mut raced) = (0, false);
@@ -98,7 +98,21 @@ impl<'a> Lane<'a> {
         tally.raced += u32::from(raced);
         tally.left += u32::from(left);
         tally.recovered += u32::from(hits > 0 && customer.has_all());
-        self.bought.push(Bought { user: customer.user, card: wish.card, obtained, left });
+        self.bought.push(Bought { customer, wish, obtained, left });
+        Ok(())
+    }
+
+    /// Who left and was charged all the same comes back for the program, by the same command.
+    pub(crate) fn come_back(&mut self) -> Outcome<()> {
+        let mut bought = std::mem::take(&mut self.bought);
+        for one in bought.iter_mut().filter(|one| one.left && !one.obtained) {
+            if !self.shop.account(&one.customer.user)?.receipts.is_empty() {
+                self.go_on(&one.wish, &mut one.customer)?;
+                one.obtained = self.holds(&one.wish, &one.customer)?;
+                locked(self.tally).recovered += u32::from(one.obtained);
+            }
+        }
+        self.bought = bought;
         Ok(())
     }
 

@@ -90,7 +90,7 @@ impl Ends<'_> {
 fn one(chipbound: &Path, size: &Size, (number, database): (usize, Database), ends: &Ends<'_>, tally: &Mutex<Tally>) -> Outcome<()> {
     let folder = tempfile::Builder::new().prefix("chipbound-crash-").tempdir()?;
     let shop = Shop::open(chipbound, folder.path(), database, size)?;
-    let bought = std::thread::scope(|scope| {
+    let mut lanes = std::thread::scope(|scope| {
         let lanes: Vec<_> = (0..size.lanes)
             .map(|lane| {
                 let (shop, seed) = (&shop, size.seed.wrapping_mul(1_000_003).wrapping_add((number * size.lanes + lane) as u64));
@@ -99,15 +99,17 @@ fn one(chipbound: &Path, size: &Size, (number, database): (usize, Database), end
                     while !ends.reached() {
                         lane.purchase(ends)?;
                     }
-                    Ok::<_, Box<dyn std::error::Error + Send + Sync>>(lane.bought)
+                    Ok::<_, Box<dyn std::error::Error + Send + Sync>>(lane)
                 })
             })
             .collect();
         let lanes = lanes.into_iter().map(|lane| lane.join().map_err(|_| crate::failed("a lane's thread ended"))?);
         lanes.collect::<Outcome<Vec<_>>>()
     })?;
-    let bought: Vec<_> = bought.into_iter().flatten().collect();
-    let mut found = books::check(&shop, &bought, Duration::from_secs(size.order_seconds))?;
+    books::settle(&shop, lanes.iter().flat_map(|lane| &lane.bought), Duration::from_secs(size.order_seconds))?;
+    lanes.iter_mut().try_for_each(Lane::come_back)?;
+    let bought: Vec<_> = lanes.into_iter().flat_map(|lane| lane.bought).collect();
+    let mut found = books::check(&shop, &bought)?;
     let name = format!("shop {number} on {database:?}");
     found.violations.iter_mut().for_each(|violation| *violation = format!("{name}: {violation}"));
     tally::locked(tally).add(found);

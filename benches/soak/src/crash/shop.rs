@@ -6,9 +6,15 @@ use super::{Database, Size};
 use crate::{Outcome, failed};
 use chipbound::demo::world::{Daemon, World};
 use chipbound::home::Home;
+use chipbound_server::config::Config;
+use chipbound_server::storage::{Books, PaymentState, Payments};
 use chipbound_testkit::CardSimulator;
 use chipbound_testkit::cards::{API_KEY, Fault, Operation};
 use chipbound_testkit::postgres::Cluster;
+use chipbound_wire::OrderId;
+use chipbound_wire::api::Balance;
+use chipbound_wire::documents::Receipt;
+use chipbound_wire::signed::read_claims;
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -29,6 +35,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const FAULTS: u32 = 60;
 /// How long the card provider lets wait for the answer to a capture that is aimed at.
 const LATE: Duration = Duration::from_millis(60);
+
+/// One customer's account.
+pub(crate) struct Account {
+    pub(crate) receipts: Vec<Receipt>,
+    /// Minor units.
+    pub(crate) available: u64,
+    pub(crate) held: u64,
+}
 
 /// The installation; everything ends with it.
 pub(crate) struct Shop {
@@ -94,17 +108,20 @@ impl Shop {
         Ok(())
     }
 
-    /// A customer with money or without, logged in; where she works.
-    pub(crate) fn customer(&self, user: &str, money: bool) -> Outcome<PathBuf> {
+    /// A new customer with money or without, logged in: her name, which begins with `name`, and where she works.
+    pub(crate) fn customer(&self, name: &str, money: bool) -> Outcome<(String, PathBuf)> {
         let deposit = format!("{}.{:02} EUR", DEPOSIT / 100, DEPOSIT % 100);
+        let mut user = name.to_owned();
         self.again("an account", || {
-            // Killed in between, the last one may be there or not: nobody uses it.
-            self.runtime.block_on(self.world.account(user, "customer", PASSWORD, money.then_some(deposit.as_str())))
+            let made = self.runtime.block_on(self.world.account(&user, "customer", PASSWORD, money.then_some(deposit.as_str())));
+            // Interrupted in between, that one may be there and have money, or not: nobody uses it.
+            made.inspect_err(|_| user.push('+'))?;
+            Ok(user.clone())
         })?;
-        self.again("a log-in", || self.runtime.block_on(self.world.log_in(user, PASSWORD)))?;
+        self.again("a log-in", || self.runtime.block_on(self.world.log_in(&user, PASSWORD)))?;
         let work = self.folder.join(format!("work-{user}"));
         std::fs::create_dir(&work)?;
-        Ok(work)
+        Ok((user, work))
     }
 
     /// Does what may fail while others kill.
@@ -131,9 +148,40 @@ impl Shop {
         command
     }
 
-    /// What a customer sees of her own account; in a home that she is logged in by.
-    pub(crate) fn api(&self, user: &str) -> Outcome<chipbound::api::Api> {
-        Ok(chipbound::api::Api::with(&Home::locate(Some(&self.home(user)))?.session()?)?)
+    /// What a customer sees of her own account.
+    pub(crate) fn account(&self, user: &str) -> Outcome<Account> {
+        let api = chipbound::api::Api::with(&Home::locate(Some(&self.home(user)))?.session()?)?;
+        let both = async { Ok::<_, chipbound_wire::Refusal>((api.account().await?, api.receipts().await?)) };
+        let (account, receipts) = self.runtime.block_on(both)?;
+        let receipts = receipts.receipts.iter().map(|bytes| read_claims(&bytes.0)).collect::<Result<_, _>>()?;
+        let minor = |of: fn(&Balance) -> u64| account.balances.first().map_or(0, of);
+        Ok(Account { receipts, available: minor(|b| b.available.minor), held: minor(|b| b.held.minor) })
+    }
+
+    /// What a verb of the server's operator says, and whether it ended well.
+    pub(crate) fn operator(&self, verb: &str) -> Outcome<(bool, String)> {
+        let config = self.folder.join("server/server.toml");
+        let output = self.command(&self.home("operator"), 0, &["server", verb, "--config"]).arg(config).output()?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    /// Orders of which the server does not know yet whether the card provider ever heard of them.
+    pub(crate) fn asked(&self) -> Outcome<Vec<String>> {
+        let location = Config::load(&self.folder.join("server/server.toml"))?.database()?;
+        let asked = async {
+            let books = Books::open(&location).await?;
+            let (mut asked, mut after) = (Vec::new(), OrderId([0; 16]));
+            while let some = books.all_payments(after).await?
+                && let Some(last) = some.last()
+            {
+                after = last.order;
+                asked.extend(some.iter().filter(|p| p.state == PaymentState::Asked).map(|p| p.order.to_string()));
+            }
+            books.close().await;
+            Ok::<_, chipbound_wire::Refusal>(asked)
+        };
+        Ok(self.runtime.block_on(asked)?)
     }
 
     /// Kills the server, and starts it again after a while.
