@@ -19,15 +19,20 @@ pub(crate) fn settle<'a>(shop: &Shop, bought: impl Iterator<Item = &'a Bought>, 
     shop.kill_server(Duration::ZERO)?;
     let deadline = Instant::now() + term + SWEEPS;
     for one in bought {
-        while Instant::now() < deadline && (shop.account(&one.customer.user)?.held > 0 || cards_hold(shop)) {
+        while Instant::now() < deadline && (shop.account(&one.customer.user)?.held > 0 || cards_hold(shop)?) {
             std::thread::sleep(LOOK);
         }
     }
     Ok(())
 }
 
-fn cards_hold(shop: &Shop) -> bool {
-    shop.cards.payments().iter().any(|p| p.status == Status::RequiresCapture)
+/// Whether the card provider holds something that the server knows of. What it may or may not have heard is given back ten minutes
+/// after the order ran out.
+fn cards_hold(shop: &Shop) -> Outcome<bool> {
+    let mut held = shop.cards.payments();
+    held.retain(|p| p.status == Status::RequiresCapture);
+    let asked = if held.is_empty() { Vec::new() } else { shop.asked()? };
+    Ok(held.iter().any(|p| !asked.contains(&p.order)))
 }
 
 /// Checks what everybody has, and has the server's books audited and compared with the card provider's.
@@ -109,7 +114,6 @@ fn check_cards(shop: &Shop, accounts: &[Account], tally: &mut Tally) -> Outcome<
             None if kept > 0 => bad("the card was charged, and there is no receipt"),
             _ => {}
         }
-        // What was asked may reach the provider late: such a hold is given back ten minutes after the order ran out.
         if payments.iter().any(|p| p.status == Status::RequiresCapture) && !asked.contains(order) {
             bad("the card provider holds a price after the term");
         }

@@ -6,6 +6,7 @@ use super::shop::Shop;
 use super::tally::{Tally, Victim, locked};
 use crate::dice::Dice;
 use crate::{Outcome, failed};
+use chipbound_testkit::cards::Operation;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -133,16 +134,19 @@ impl<'a> Lane<'a> {
 
     /// Waits for the moment, kills, and sees what becomes of the clients. Whether somebody was under way when the kill came.
     fn strike(&mut self, stroke: &Stroke, mut attempts: Vec<(usize, Attempt)>, ends: &Ends<'_>, customer: &mut Customer) -> Outcome<bool> {
-        let taken = self.shop.taken();
-        if matches!(stroke.moment, Moment::Taken) {
-            self.shop.answer_late();
+        let (held, taken) = self.shop.held_and_taken();
+        match stroke.moment {
+            Moment::Held => self.shop.answer_late(Operation::Create),
+            Moment::Taken => self.shop.answer_late(Operation::Capture),
+            _ => {}
         }
         let aimed = self.dice.below(attempts.len() as u64) as usize;
         let at = &mut attempts[aimed].1;
         let came = match stroke.moment {
             Moment::After(thousandths) => at.wait_until(Instant::now() + self.shop.usual() * thousandths as u32 / 1000),
             Moment::Step(step, more) => at.wait_for(step) && at.wait_until(Instant::now() + more),
-            Moment::Taken => at.wait_while(|| self.shop.taken() == taken),
+            Moment::Held => at.wait_while(|| self.shop.held_and_taken().0 == held),
+            Moment::Taken => at.wait_while(|| self.shop.held_and_taken().1 == taken),
         };
         let landed = came && at.runs()? && ends.one_more();
         if landed {

@@ -25,7 +25,9 @@ pub(crate) enum Moment {
     After(u64),
     /// So long after the client said that step.
     Step(u16, Duration),
-    /// As soon as the card provider took a price, which nobody else knows then.
+    /// As soon as the card provider holds a price, which nobody else knows then.
+    Held,
+    /// As soon as it took one.
     Taken,
 }
 
@@ -86,7 +88,8 @@ impl Stroke {
             _ => Victim::Server,
         };
         let moment = match dice.below(100) {
-            0..40 if card => Moment::Taken,
+            0..20 if card => Moment::Held,
+            20..50 if card => Moment::Taken,
             0..50 => Moment::After(dice.below(1100)),
             // Right after a step, or in the middle of the next.
             50..75 => Moment::Step(dice.one_of(&STEPS), Duration::from_micros(dice.below(3000))),

@@ -33,7 +33,7 @@ pub(crate) const DEPOSIT: u64 = 250;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often the card provider fails, of a thousand requests.
 const FAULTS: u32 = 60;
-/// How long the card provider lets wait for the answer to a capture that is aimed at.
+/// How long the card provider lets wait for an answer that is aimed at.
 const LATE: Duration = Duration::from_millis(60);
 
 /// One customer's account.
@@ -220,14 +220,15 @@ impl Shop {
         }
     }
 
-    /// The next capture is answered late, so that there is a time in which only the card provider knows of it.
-    pub(crate) fn answer_late(&self) {
-        self.cards.plan(Operation::Capture, Fault::Late(LATE));
+    /// The next request of that kind is answered late, so that there is a time in which only the card provider knows what it did.
+    pub(crate) fn answer_late(&self, operation: Operation) {
+        self.cards.plan(operation, Fault::Late(LATE));
     }
 
-    /// How many prices the card provider has taken.
-    pub(crate) fn taken(&self) -> usize {
-        self.cards.payments().iter().filter(|p| p.captures > 0).count()
+    /// How many prices the card provider ever held, and how many of them it took.
+    pub(crate) fn held_and_taken(&self) -> (usize, usize) {
+        let payments = self.cards.payments();
+        (payments.len(), payments.iter().filter(|p| p.captures > 0).count())
     }
 
     /// How long a purchase takes that nobody disturbs.
