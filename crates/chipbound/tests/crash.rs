@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 #[test]
 fn purchases_that_are_killed_at_every_step_on_both_databases_leave_books_without_a_fault() {
-    let size = Size { seed: 20_261_122, kills: 40, shops: 1, lanes: 2, order_seconds: 20 };
+    let size = Size { seed: 20_261_122, kills: 60, shops: 1, lanes: 2, order_seconds: 20 };
     let tally = run(Path::new(env!("CARGO_BIN_EXE_chipbound")), &size, &AtomicBool::new(false)).expect("a run");
     println!("seed {}\n{tally}", size.seed);
     assert_eq!(tally.violations, Vec::<String>::new());

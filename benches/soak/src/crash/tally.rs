@@ -49,6 +49,9 @@ pub struct Tally {
     pub charges: u32,
     /// Receipts that servers keep.
     pub receipts: u32,
+    /// Holds of orders that were given up before the card provider's answer came; the server gives them back ten minutes after the
+    /// order's end, which a run does not wait for.
+    pub unanswered: u32,
     /// Refusals that clients ended with, by code.
     pub refused: BTreeMap<String, u32>,
     /// What must not be.
@@ -66,6 +69,7 @@ impl Tally {
         self.recovered += other.recovered;
         self.charges += other.charges;
         self.receipts += other.receipts;
+        self.unanswered += other.unanswered;
         self.violations.extend(other.violations);
     }
 
@@ -96,7 +100,7 @@ impl fmt::Display for Tally {
         let killed: Vec<_> = Victim::ALL.iter().map(|v| format!("{} {}", v.as_str(), self.killed(*v))).collect();
         write!(
             f,
-            "kills={} ({}) purchases={} (by card {}, two clients {}, given up {}) charges={} receipts={} refused={} recovered={} violations={}",
+            "kills={} ({}) purchases={} (by card {}, two clients {}, given up {}) charges={} receipts={} unanswered={} refused={} recovered={} violations={}",
             self.kills.values().sum::<u32>(),
             killed.join(", "),
             self.purchases,
@@ -105,6 +109,7 @@ impl fmt::Display for Tally {
             self.left,
             self.charges,
             self.receipts,
+            self.unanswered,
             self.refused.values().sum::<u32>(),
             self.recovered,
             self.violations.len(),
