@@ -1,7 +1,7 @@
 //! Steps 1105, 1107 and 1113 (1003-1008, 1010): the processor's side of a delivery, as its client sees it.
 
 use super::deliver::{Wanted, Way};
-use super::relay::relay;
+use super::relay::{LAST_WORDS, relay};
 use super::{Device, blocking};
 use crate::control::{Conversation, unexpected};
 use chipbound_transport::refusal_of;
@@ -101,7 +101,10 @@ async fn farewell(mut relaying: JoinHandle<std::io::Result<()>>, received: Resul
     let received = match received {
         Ok(received) => received,
         Err(refusal) => {
-            relaying.abort();
+            // The server shall hear why as well.
+            if tokio::time::timeout(LAST_WORDS, &mut relaying).await.is_err() {
+                relaying.abort();
+            }
             return Err(refusal);
         }
     };

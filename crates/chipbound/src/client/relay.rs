@@ -2,17 +2,23 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::timeout;
 
 /// Bytes carried at once in each direction.
 const PIECE: usize = 256 * 1024;
 
+/// How long one direction may go on after the other one failed: whoever gave up said why.
+pub const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// Carries bytes both ways until both directions have ended; those to `far` are counted. The end of one direction is passed on
-/// at once (on a TLS stream as close_notify), the other goes on; an error ends both.
+/// at once (on a TLS stream as close_notify), the other goes on; after an error the other direction still carries what is on its way,
+/// for [`LAST_WORDS`] at most.
 pub async fn relay<A, B>(near: A, far: B, carried: Arc<AtomicU64>) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
@@ -21,13 +27,33 @@ where
     let (near_read, near_write) = tokio::io::split(near);
     let (far_read, far_write) = tokio::io::split(far);
     let uncounted = AtomicU64::new(0);
-    tokio::try_join!(pump(near_read, far_write, &carried), pump(far_read, near_write, &uncounted)).map(drop)
+    let mut there = pin!(pump(near_read, far_write, &carried));
+    let mut back = pin!(pump(far_read, near_write, &uncounted));
+    tokio::select! {
+        ended = &mut there => after(ended, back).await,
+        ended = &mut back => after(ended, there).await,
+    }
+}
+
+/// The other direction after one ended.
+async fn after(ended: io::Result<()>, other: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    if ended.is_ok() {
+        return other.await;
+    }
+    let _ = timeout(LAST_WORDS, other).await; // The first error is the one that counts.
+    ended
 }
 
 async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, carried: &AtomicU64) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
     loop {
-        let (filled, ended) = fill(&mut from, &mut piece).await?;
+        let (filled, ended) = match fill(&mut from, &mut piece).await {
+            Ok(filled) => filled,
+            Err(error) => {
+                let _ = to.shutdown().await; // Nothing more comes; the error says more than that of this.
+                return Err(error);
+            }
+        };
         to.write_all(&piece[..filled]).await?;
         to.flush().await?;
         carried.fetch_add(filled as u64, Ordering::Relaxed);
@@ -93,6 +119,20 @@ mod tests {
         let broken = broken_stream();
         let (far, _processor) = duplex(100);
         assert_eq!(relay(broken, far, Arc::default()).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_in_the_middle_is_heard_though_nobody_takes_the_rest() {
+        let (mut server, near) = duplex(100);
+        let (far, mut processor) = duplex(100);
+        let relay = tokio::spawn(relay(near, far, Arc::default()));
+        server.write_all(&[0; 250]).await.unwrap(); // More than the processor will take.
+        processor.write_all(b"it is another program").await.unwrap();
+        drop(processor);
+        let mut heard = [0; 21];
+        server.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"it is another program");
+        assert_eq!(relay.await.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 
     fn broken_stream() -> impl AsyncRead + AsyncWrite + Unpin {
