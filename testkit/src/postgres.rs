@@ -1,6 +1,7 @@
 //! A PostgreSQL cluster of the tests' own: in a folder of its own, on a unix socket alone, gone with whoever started it.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -52,6 +53,7 @@ impl Cluster {
             Command::new("sh")
         };
         command.args(["-c", SUPERVISOR, "sh"]).arg(&folder).arg(bin).arg(if durable { "on" } else { "off" });
+        command.process_group(0); // Whoever kills the tests with their group leaves it to clear up.
         let mut supervisor = command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a shell");
         let mut ready = String::new();
         BufReader::new(supervisor.stdout.take().expect("piped")).read_line(&mut ready).expect("a line");

@@ -108,6 +108,7 @@ pub(super) fn refund(tx: &dyn Tx, order: &StoredOrder, note: &str, at: Time) -> 
         Ok(posting(book, AccountId(row.id("account")?), -row.integer("minor")?))
     })?;
     postings.sort_by_key(|posting| (posting.book, posting.account));
+    free(tx, order.seller, "revenue", order.price.currency)?; // No payout gets a number in between.
     enter(tx, &Entry { round: 0, note, ..Entry::of(order, "refund", at) }, order.price.currency, &postings).map(drop)
 }
 
