@@ -122,3 +122,35 @@ fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// Set for the process that is killed.
+    const KILLED: &str = "CHIPBOUND_TEST_THAT_IS_KILLED";
+
+    #[test]
+    fn a_cluster_leaves_nothing_where_the_whole_group_of_its_test_is_killed() {
+        if std::env::var_os(KILLED).is_some() {
+            let cluster = Cluster::start(false);
+            eprintln!("cluster {}", cluster.folder().display());
+            loop {
+                std::thread::park();
+            }
+        }
+        let name = "postgres::tests::a_cluster_leaves_nothing_where_the_whole_group_of_its_test_is_killed";
+        let mut command = Command::new(std::env::current_exe().expect("this test"));
+        command.args(["--exact", name, "--nocapture"]).env(KILLED, "1").stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+        let mut test = command.spawn().expect("the test once more");
+        let lines = BufReader::new(test.stderr.take().expect("piped")).lines();
+        let folder = lines.map_while(Result::ok).find_map(|line| line.strip_prefix("cluster ").map(PathBuf::from)).expect("a cluster");
+        assert!(folder.join("data/postmaster.pid").exists());
+        let group = Command::new("kill").args(["-KILL", "--", &format!("-{}", test.id())]).status().expect("kill runs");
+        assert!(group.success() && !test.wait().expect("it ended").success());
+        while folder.exists() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
