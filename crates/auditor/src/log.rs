@@ -15,8 +15,8 @@ pub(crate) const SKEW: u64 = 300;
 pub(crate) struct Log {
     /// The keys by the digests of the statements on them, and since when they sign.
     keys: HashMap<Digest, (LogKey, Time)>,
-    /// The log's name.
-    pub(crate) origin: Option<String>,
+    /// The log's names, each from the checkpoint of that size on: books that were restored go on under another.
+    names: Vec<(u64, String)>,
     /// Roots that checkpoints name, by size, until so many entries were read.
     roots: BTreeMap<u64, TreeHash>,
     /// When the checkpoints were signed, by size.
@@ -36,6 +36,24 @@ impl Log {
     /// When the log first said, signed, that it contains that entry.
     pub(crate) fn witness(&self, index: u64) -> Option<Time> {
         self.times.range(index + 1..).next().map(|(_, time)| *time)
+    }
+
+    /// The name of the log in the first checkpoint that contains that entry.
+    pub(crate) fn name(&self, index: u64) -> Option<&str> {
+        let (size, _) = self.times.range(index + 1..).next()?;
+        self.names.iter().rev().find(|(from, _)| from <= size).map(|(_, name)| name.as_str())
+    }
+
+    /// Whether a checkpoint of that size may bear that name: a log that has another name never has the old one again.
+    fn goes_on(&mut self, size: u64, name: &str) -> bool {
+        if self.names.last().is_some_and(|(_, last)| last == name) {
+            return true;
+        }
+        let new = self.names.iter().all(|(_, before)| before != name);
+        if new {
+            self.names.push((size, name.to_owned()));
+        }
+        new
     }
 
     /// Takes the entry for the receipt with that commitment; otherwise what there is instead.
@@ -63,10 +81,6 @@ impl Audit<'_> {
                 self.report.find(Rule::LogCheckpoint, about, Digest::of(&row.statement.0), row.digest);
             }
             Ok(key) => {
-                let origin = self.log.origin.get_or_insert_with(|| key.origin().to_owned());
-                if *origin != key.origin() {
-                    self.report.find(Rule::LogCheckpoint, about, format!("the log {origin}"), format!("the log {}", key.origin()));
-                }
                 self.log.keys.insert(row.digest, (key, since));
             }
         }
@@ -92,6 +106,10 @@ impl Audit<'_> {
                 self.report.find(Rule::LogCheckpoint, about, format!("signed from {} on", since.0), format!("signed {}", signed.time().0));
             }
             Ok(signed) => {
+                let name = key.origin().to_owned();
+                if !self.log.goes_on(row.size, &name) {
+                    self.report.find(Rule::LogCheckpoint, about, "the log's newer name", name);
+                }
                 self.log.roots.insert(row.size, signed.root);
                 self.log.times.insert(row.size, signed.time());
             }
@@ -162,6 +180,17 @@ mod tests {
     use super::*;
     use crate::Report;
     use chipbound_testkit::Pki;
+
+    #[test]
+    fn a_log_takes_a_new_name_and_never_an_old_one_again() {
+        let mut log = Log::default();
+        for (size, name, goes_on) in [(3, "a", true), (5, "a", true), (9, "b", true), (11, "a", false), (12, "b", true)] {
+            assert_eq!(log.goes_on(size, name), goes_on, "{size}: {name}");
+            log.times.insert(size, Time(0));
+        }
+        let names: Vec<_> = [0, 2, 4, 5, 8, 9, 11, 12].map(|index| log.name(index)).into();
+        assert_eq!(names, [Some("a"), Some("a"), Some("a"), Some("b"), Some("b"), Some("b"), Some("b"), None]);
+    }
 
     #[test]
     fn kept_roots_over_256_entries_are_compared_with_those_that_are_computed() {

@@ -91,7 +91,7 @@ impl Audit<'_> {
         if let Some(place) = place {
             let own = origin_of(self.trust.root(), receipt.signer().subject());
             differ.compare("log", place.origin.to_string(), own.clone());
-            differ.compare("log", self.log.origin.clone().unwrap_or_else(|| own.clone()), own);
+            differ.compare("log", self.log.name(place.index).map_or_else(|| own.clone(), str::to_owned), own);
         }
         if let Some(witness) = witness
             && receipt.issued_at > witness.after(SKEW)

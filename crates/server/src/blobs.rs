@@ -105,6 +105,24 @@ impl Blobs {
         }
     }
 
+    /// Writes a blob of a backup under the name that it had: of a program or its common ciphertext. [`Code::Malformed`] for another name.
+    pub(crate) async fn restore(&self, name: &str, source: &mut dyn std::io::Read) -> Result<()> {
+        let (folder, rest) = name.split_once('/').unwrap_or_default();
+        let known = [Kind::Plain, Kind::Common].iter().any(|kind| kind.folder() == folder);
+        if !known || rest.len() != 32 || !rest.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Refusal::new(Code::Malformed, "the backup has a program under a name that no program has"));
+        }
+        let mut writing = self.begin(name).await?;
+        let mut buffer = vec![0; PART];
+        loop {
+            match source.read(&mut buffer) {
+                Ok(0) => return writing.finish().await.map(drop),
+                Ok(n) => writing.put(&buffer[..n]).await?,
+                Err(error) => return Err(Refusal::io("reading the backup", error)),
+            }
+        }
+    }
+
     /// A blob of `size` bytes that is written and read at once, mode 0600, with the room for it set aside; [`Code::DiskFull`] where there
     /// is none. It is on the disk when whoever writes it syncs it, and goes with the next start if nothing refers to it.
     pub(crate) fn create(&self, name: &str, size: u64) -> Result<File> {

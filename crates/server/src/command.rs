@@ -1,7 +1,8 @@
-//! The server's verbs: `init`, `run`, `rotate`, `journal`, `audit`, `account add|deposit|list`.
+//! The server's verbs: `init`, `run`, `rotate`, `journal`, `audit`, `backup`, `restore`, `account add|deposit|list`.
 
 use crate::accounts::{MAX_PASSWORD, new_account};
 use crate::auditing::{self, Source};
+use crate::backup::{Counted, backup, restore};
 use crate::config::Config;
 use crate::init::{Wishes, init};
 use crate::openapi;
@@ -87,6 +88,28 @@ pub enum Command {
     #[command(after_help = "Example:\n  chipbound server audit --config shop/server.toml\n  \
         chipbound server audit --journal journal.jsonl --root root.der")]
     Audit(Audited),
+    /// Write everything that a server keeps, but for its keys, into one file: the books as they stand at one moment, and the programs. A
+    /// running server goes on meanwhile.
+    #[command(after_help = "Example:\n  chipbound server backup --config shop/server.toml /backup/shop-1")]
+    Backup {
+        /// The server's configuration.
+        #[arg(long)]
+        config: PathBuf,
+        /// The file to make; it must not be there yet. It holds programs in plain text: mode 0600.
+        to: PathBuf,
+    },
+    /// Bring a backup into a new server that `init` made under another name; the kinds of their databases may differ.
+    #[command(after_help = "Example:\n  chipbound server restore --config new/server.toml --kek /safe/shop.kek /backup/shop-1")]
+    Restore {
+        /// The new server's configuration; the server is stopped.
+        #[arg(long)]
+        config: PathBuf,
+        /// The file `kek` of the server that the backup is of (mode 0600).
+        #[arg(long)]
+        kek: PathBuf,
+        /// The backup.
+        from: PathBuf,
+    },
     /// Accounts and their money, on the server's own machine.
     #[command(subcommand)]
     Account(AccountCommand),
@@ -239,6 +262,18 @@ pub fn execute(command: Command) -> Result<()> {
             Command::Audit(audited) => {
                 let json = audited.json;
                 auditing::audit(audited.source()?, json).await
+            }
+            Command::Backup { config, to } => {
+                let Counted { rows, blobs } = backup(&config, &to).await?;
+                println!("{}: {rows} rows, {blobs} programs and ciphertexts.", to.display());
+                println!("It is of use with the file `kek` of this server alone: keep a copy of that elsewhere.");
+                Ok(())
+            }
+            Command::Restore { config, kek, from } => {
+                let Counted { rows, blobs } = restore(&config, &kek, &from).await?;
+                println!("Restored {rows} rows, {blobs} programs and ciphertexts. Sessions and API tokens are to be made anew.");
+                println!("Start the server; never start the old one again.");
+                Ok(())
             }
             Command::Account(command) => account(command).await,
         }

@@ -10,7 +10,8 @@
 //! - [`deliver`]: the server's role in Fig. 4, one function from the ticket to the farewell (`packing` seals for it);
 //! - [`line`](mod@line): the second path on a line of its own;
 //! - [`keys`], [`log_key`], [`standing`], [`rotation`]: the server's keys, their renewal and replacement, and the revocation list;
-//! - [`config`], [`init`], [`run`], [`command`]: the daemon; [`reconcile`](mod@reconcile): its books beside the card provider's.
+//! - [`config`], [`init`], [`run`], [`command`]: the daemon; [`reconcile`](mod@reconcile): its books beside the card provider's;
+//!   `backup`: everything that it keeps as one file, and back.
 //!
 //! What it does not do: it issues no certificate, trusts no name, and opens no package. A plaintext program leaves it only sealed to a
 //! certified processor, and a release token only with the capture of the price.
@@ -19,6 +20,7 @@ pub mod accounts;
 mod ahead;
 pub mod api;
 mod auditing;
+mod backup;
 pub mod blobs;
 pub mod command;
 pub mod config;

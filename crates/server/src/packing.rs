@@ -207,7 +207,7 @@ impl<R: Repository> Packing<'_, R> {
             Some(package) => package,
             None => self.make_common_package(layout)?,
         };
-        let content = server.kek.open(&content_key_context(&package), &package.content_key)?;
+        let content = server.kek.open(&content_key_context(&package.package_id), &package.content_key)?;
         Ok((package, ContentKey::from_bytes(&content)?))
     }
 
@@ -237,7 +237,7 @@ impl<R: Repository> Packing<'_, R> {
             table_root: roots.table_root,
             table_size: roots.table_size,
         };
-        package.content_key = server.kek.seal(&content_key_context(&package), content.bytes());
+        package.content_key = server.kek.seal(&content_key_context(&package.package_id), content.bytes());
         let kept = self.runtime.block_on(server.repository.keep_common_package(&package))?;
         if kept != package {
             self.runtime.block_on(server.blobs.remove(&package.blob))?; // Another instance was faster.
@@ -247,12 +247,12 @@ impl<R: Repository> Packing<'_, R> {
 }
 
 /// What a content key is sealed as, at rest: it opens for its own package only.
-fn content_key_context(package: &CommonPackage) -> String {
-    format!("content key {}", Hex(&package.package_id.0))
+pub(crate) fn content_key_context(package_id: &Digest) -> String {
+    format!("content key {}", Hex(&package_id.0))
 }
 
 /// What the content key of one order's parcel is sealed as, at rest.
-fn parcel_key_context(order: &OrderId) -> String {
+pub(crate) fn parcel_key_context(order: &OrderId) -> String {
     format!("content key of order {order}")
 }
 

@@ -59,7 +59,8 @@ pub(crate) fn in_use(folder: &Path) -> Result<File> {
     locked(folder, FlockOperation::NonBlockingLockShared)
 }
 
-fn alone(folder: &Path) -> Result<File> {
+/// Nobody else uses the keys for as long as this lives.
+pub(crate) fn alone(folder: &Path) -> Result<File> {
     locked(folder, FlockOperation::NonBlockingLockExclusive)
 }
 
@@ -69,7 +70,7 @@ fn locked(folder: &Path, operation: FlockOperation) -> Result<File> {
     match flock(&handle, operation) {
         Ok(()) => Ok(handle),
         Err(Errno::WOULDBLOCK) => {
-            Err(Refusal::new(Code::Busy, format!("{} is in use: keys are replaced while their server is stopped", folder.display())))
+            Err(Refusal::new(Code::Busy, format!("{} is in use: this is done while its server is stopped", folder.display())))
         }
         Err(e) => Err(failed(e.into())),
     }

@@ -143,9 +143,8 @@ impl<R: Repository> Server<R> {
         let receipt = verify_document::<Receipt>(bytes, &trust, issued_at)?;
         let ours = self.trust.get();
         let own = ours.verify(&self.keys.get().receipt.chain, chipbound_wire::certificate::Role::ServerReceipt, now)?;
-        if receipt.signer().subject() != own.subject() {
-            return Err(Refusal::new(Code::ReceiptMismatch, "the receipt was signed by another server"));
-        }
+        // One that another server signed counts if it is on record here: its books were restored into this one.
+        let foreign = receipt.signer().subject() != own.subject();
         if receipt.account != customer.account {
             return Err(Refusal::new(Code::AccountMismatch, "the receipt is another account's"));
         }
@@ -153,7 +152,11 @@ impl<R: Repository> Server<R> {
             return Err(Refusal::new(Code::ReceiptExpired, "the receipt does not buy a re-download any more"));
         }
         let until = now.after(self.policy.order_seconds);
-        let mut order = self.repository.readmit(customer.account, receipt.order, bytes, until).await?;
+        let readmitted = self.repository.readmit(customer.account, receipt.order, bytes, until).await;
+        let mut order = readmitted.map_err(|refusal| match refusal.code {
+            Code::UnknownOrder if foreign => Refusal::new(Code::ReceiptMismatch, "the receipt was signed by another server"),
+            _ => refusal,
+        })?;
         let agreed: Confirmation = read_claims(&order.confirmation)?;
         let anew = Confirmation { issued_at: now, expires_at: until, processor: order.processor, ..agreed };
         order.confirmation = self.keys.get().statement.signer().sign(&anew)?;

@@ -57,6 +57,11 @@ impl Books {
         Ok(Self { engine })
     }
 
+    /// The number of the form to which this version brings its books: the same for either engine.
+    pub(crate) fn form() -> i64 {
+        Sqlite::form()
+    }
+
     /// Opens the books in the SQLite file `path`.
     pub async fn open_file(path: &Path) -> Result<Self> {
         Self::open(&Location::File(path.to_owned())).await

@@ -8,6 +8,7 @@
 mod accounts;
 mod books;
 mod deliveries;
+pub(crate) mod dump;
 mod engine;
 mod journal;
 mod ledger;

@@ -21,6 +21,8 @@ pub(super) trait Tx {
     fn alone(&self, lock: Lock) -> Result<()>;
     /// The number of the next entry of the ledger. Numbers rise; a transaction that fails may leave a gap.
     fn next_entry(&self) -> Result<i64>;
+    /// The ledger has entries up to that number, written without asking for their numbers.
+    fn entries_up_to(&self, last: i64) -> Result<()>;
 }
 
 /// What only one transaction at a time may do.

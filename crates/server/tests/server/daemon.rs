@@ -80,6 +80,13 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
+    /// Starts the server of that configuration.
+    pub(crate) async fn start_with(config: &Path, log: &Path) -> Self {
+        let config = config.to_owned();
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        spawn_blocking(move || Self::start(&config, &log)).await.unwrap()
+    }
+
     fn start(config: &Path, log: &std::fs::File) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_chipbound-server"))
             .args(["run", "--config"])
@@ -142,6 +149,11 @@ pub(crate) struct Installation {
 impl Installation {
     /// An authority, and a server made by the operator's own verbs, with the accounts ann (20 EUR) and vera.
     pub(crate) async fn new() -> Self {
+        Self::new_on(None).await
+    }
+
+    /// The same with its books where `database` says, a file if it does not.
+    pub(crate) async fn new_on(database: Option<String>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = RealAuthority::start(&folder.path().join("authority")).await;
         let shop = folder.path().join("shop").to_str().unwrap().to_owned();
@@ -153,6 +165,7 @@ impl Installation {
             let said = operator(&arguments, &voucher).unwrap();
             assert!(said.contains("chipbound server run --config"), "{said}");
             let config = format!("{shop}/server.toml");
+            keep_books_in(Path::new(&config), database);
             for (user, role) in [("ann", "customer"), ("vera", "vendor")] {
                 let arguments = ["account", "add", "--config", &config, "--user", user, "--role", role];
                 operator(&arguments, "correct horse\n").unwrap();
@@ -169,8 +182,23 @@ impl Installation {
         Self { folder, authority, config }
     }
 
+    /// Another server of the same authority, without accounts; its configuration.
+    pub(crate) async fn second(&self, database: Option<String>) -> PathBuf {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let folder = self.folder.path().join("second");
+        let wishes = Wishes { folder, authority: self.authority.url.clone(), listen: any, line: Some(any), names: Vec::new() };
+        let made = init(&wishes, &self.authority.voucher(Kind::Server).await).await.unwrap();
+        keep_books_in(&made.config, database);
+        made.config
+    }
+
     pub(crate) fn client(&self, daemon: &Daemon) -> Client {
-        let root = std::fs::read(self.folder.path().join("shop/tls-root.pem")).unwrap();
+        self.client_of(&self.config, daemon)
+    }
+
+    /// A client of the server of that configuration.
+    pub(crate) fn client_of(&self, config: &Path, daemon: &Daemon) -> Client {
+        let root = std::fs::read(config.with_file_name("tls-root.pem")).unwrap();
         Client::new(&daemon.first_path, ServerTrust::root_from_pem(&root).unwrap()).unwrap()
     }
 
@@ -207,10 +235,14 @@ impl Installation {
     }
 
     pub(crate) async fn start(&self) -> Daemon {
-        let config = self.config.clone();
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
-        spawn_blocking(move || Daemon::start(&config, &log)).await.unwrap()
+        Daemon::start_with(&self.config, &self.log()).await
     }
+}
+
+fn keep_books_in(config: &Path, database: Option<String>) {
+    let Some(url) = database else { return };
+    let text = std::fs::read_to_string(config).unwrap();
+    std::fs::write(config, text.replace("# url = \"sqlite:server.db\"", &format!("url = \"{url}\""))).unwrap();
 }
 
 pub(crate) async fn log_in(client: &Client, user: &str) -> String {

@@ -279,6 +279,10 @@ impl Tx for Session<'_> {
     fn next_entry(&self) -> Result<i64> {
         first(self, "SELECT nextval('entry_numbers') AS n", &[], |row| row.integer("n"))?.ok_or_else(unreadable)
     }
+
+    fn entries_up_to(&self, last: i64) -> Result<()> {
+        self.rows("SELECT setval('entry_numbers', $1 + 1, false)", &[Value::from(last)]).map(drop)
+    }
 }
 
 impl Row for PgRow {
