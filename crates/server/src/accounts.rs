@@ -9,7 +9,7 @@ use chipbound_wire::api::{Account, AccountRole, LogIn, Session};
 use chipbound_wire::limits::MAX_NAME;
 use chipbound_wire::random::fresh;
 use chipbound_wire::{AccountId, Code, Digest, Refusal, Result, SystemRandom, Time};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
@@ -21,9 +21,11 @@ use zeroize::Zeroizing;
 const WAITING: usize = 64;
 /// How long a log-in waits for its turn.
 const TURN: Duration = Duration::from_secs(10);
-/// Wrong passwords that one user may give from one address within [`WINDOW`], and one address for all users.
+/// Wrong passwords that may be given within [`WINDOW`] for one user from one address, from one address for all users, and for one user from
+/// all addresses.
 const WRONG_OF_A_USER: u32 = 10;
 const WRONG_OF_A_PEER: u32 = 100;
+const WRONG_OF_AN_ACCOUNT: u32 = 100;
 /// Seconds for which wrong passwords count.
 const WINDOW: u64 = 60;
 /// Users and addresses that are remembered at once.
@@ -59,10 +61,17 @@ pub fn new_account(user: &str, role: AccountRole, password: &str, created_at: Ti
 pub(crate) struct Passwords {
     checks: SyncSender<Check>,
     wrong: Mutex<HashMap<Suspect, (u32, Time)>>,
+    /// From where users logged in: whoever tries their passwords elsewhere does not keep them out.
+    right: Mutex<HashSet<(IpAddr, String)>>,
 }
 
-/// An address, with a user or for all users.
-type Suspect = (IpAddr, Option<String>);
+/// An address and a user, one of the two for all of the other.
+type Suspect = (Option<IpAddr>, Option<String>);
+
+/// Whether what began at `since` still counts. A clock that was set back makes nobody wait for it to come there again.
+fn counts(since: Time, now: Time) -> bool {
+    now.0.abs_diff(since.0) < WINDOW
+}
 
 /// A password to be compared with a hash, or with that of nobody where there is none.
 struct Check {
@@ -76,7 +85,7 @@ impl Passwords {
         let (checks, waiting) = sync_channel::<Check>(WAITING);
         let thread = std::thread::Builder::new().name("passwords".to_owned());
         thread.spawn(move || check_all(&waiting)).map_err(|e| Refusal::io("starting a thread", e))?;
-        Ok(Self { checks, wrong: Mutex::default() })
+        Ok(Self { checks, wrong: Mutex::default(), right: Mutex::default() })
     }
 
     /// Whether `password` has the hash `hash`. Without a hash it costs the same and is always wrong.
@@ -89,12 +98,16 @@ impl Passwords {
     }
 
     fn admit(&self, peer: IpAddr, user: &str, now: Time) -> Result<()> {
+        let known = self.right.lock().unwrap_or_else(PoisonError::into_inner).contains(&(peer, user.to_owned()));
         let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
         if wrong.len() >= MAX_REMEMBERED {
-            wrong.retain(|_, (_, since)| now.0 < since.after(WINDOW).0);
+            wrong.retain(|_, (_, since)| counts(*since, now));
         }
-        let count = |key| wrong.get(&key).filter(|(_, since)| now.0 < since.after(WINDOW).0).map_or(0, |(count, _)| *count);
-        let too_many = count((peer, Some(user.to_owned()))) >= WRONG_OF_A_USER || count((peer, None)) >= WRONG_OF_A_PEER;
+        let count = |key| wrong.get(&key).filter(|(_, since)| counts(*since, now)).map_or(0, |(count, _)| *count);
+        let user = || Some(user.to_owned());
+        let too_many = count((Some(peer), user())) >= WRONG_OF_A_USER
+            || count((Some(peer), None)) >= WRONG_OF_A_PEER
+            || count((None, user())) >= WRONG_OF_AN_ACCOUNT && !known;
         if too_many || wrong.len() >= MAX_REMEMBERED {
             return Err(Refusal::new(Code::RateLimited, "too many wrong passwords: wait a minute").retry_after(WINDOW));
         }
@@ -103,12 +116,20 @@ impl Passwords {
 
     fn note_wrong(&self, peer: IpAddr, user: &str, now: Time) {
         let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-        for key in [(peer, Some(user.to_owned())), (peer, None)] {
+        for key in [(Some(peer), Some(user.to_owned())), (Some(peer), None), (None, Some(user.to_owned()))] {
             let entry = wrong.entry(key).or_insert((0, now));
-            if now.0 >= entry.1.after(WINDOW).0 {
+            if !counts(entry.1, now) {
                 *entry = (0, now);
             }
             entry.0 += 1;
+        }
+    }
+
+    /// Remembers from where a user logged in, as long as there is room.
+    fn note_right(&self, peer: IpAddr, user: String) {
+        let mut right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
+        if right.len() < MAX_REMEMBERED {
+            right.insert((peer, user));
         }
     }
 }
@@ -169,6 +190,7 @@ impl<R: Repository> Server<R> {
             self.passwords.note_wrong(peer, &user, now);
             return Err(Refusal::new(Code::WrongCredentials, "user id or password is wrong"));
         }
+        self.passwords.note_right(peer, user);
         let account = account.ok_or_else(|| Refusal::new(Code::Internal, "nobody was logged in"))?;
         let token = data_encoding::BASE64URL_NOPAD.encode(&*Zeroizing::new(fresh::<32>(&mut SystemRandom)));
         let expires_at = now.after(self.policy.session_seconds);
@@ -225,6 +247,24 @@ mod tests {
         passwords.admit(peer, "bob", Time(100)).expect("another user");
         passwords.admit([127, 0, 0, 2].into(), "ann", Time(100)).expect("ann herself, from elsewhere");
         passwords.admit(peer, "ann", Time(100 + WINDOW)).expect("a minute later");
+    }
+
+    #[test]
+    fn guesses_from_many_addresses_are_stopped_and_keep_nobody_out_of_where_he_logged_in_before() {
+        let passwords = Passwords::new().expect("passwords");
+        let home: IpAddr = [127, 0, 0, 1].into();
+        passwords.note_right(home, "ann".to_owned());
+        let address = |n: u32| IpAddr::from((0x0a00_0000 + n).to_be_bytes());
+        for n in 0..WRONG_OF_AN_ACCOUNT {
+            passwords.admit(address(n), "ann", Time(100)).expect("not yet too many");
+            passwords.note_wrong(address(n), "ann", Time(100));
+        }
+        let refused = passwords.admit(address(9999), "ann", Time(100)).expect_err("too many from everywhere");
+        assert_eq!((refused.code, refused.retry_after), (Code::RateLimited, Some(WINDOW)));
+        passwords.admit(home, "ann", Time(100)).expect("ann herself, where she logged in before");
+        passwords.admit(address(9999), "bob", Time(100)).expect("another user");
+        passwords.admit(address(9999), "ann", Time(100 + WINDOW)).expect("a minute later");
+        passwords.admit(address(9999), "ann", Time(10)).expect("after the clock was set back");
     }
 
     #[test]
