@@ -1,5 +1,5 @@
 //! A deterministic simulation: the server, processors and customers of one shop in this process, with simulated time and a simulated
-//! network, and events drawn from a seed. After every event the books are compared with what must always hold, and at the end the
+//! network, and events drawn from a seed; the clock is set back now and then. After every event the books are compared with what must always hold, and at the end the
 //! independent auditor reads them.
 //!
 //! Server and processor are the real ones, down to their books, vaults and TLS; the customer is a model of `chipbound buy`, which
@@ -88,8 +88,13 @@ impl World {
             75..80 => self.killed_while_settling(dice)?,
             80..84 => {
                 let seconds = dice.one_of(&[1, 10, TERM / 4, TERM / 2, TERM]);
-                self.clock.fetch_add(seconds, Ordering::Relaxed);
-                format!("{seconds} seconds pass")
+                if dice.percent(20) {
+                    self.clock.fetch_sub(seconds, Ordering::Relaxed);
+                    format!("the clock is set back by {seconds} seconds")
+                } else {
+                    self.clock.fetch_add(seconds, Ordering::Relaxed);
+                    format!("{seconds} seconds pass")
+                }
             }
             84..88 => format!("{} orders run out", self.runtime.block_on(self.server.expire())?),
             88..93 => self.something_late(dice)?,

@@ -35,6 +35,8 @@ use tokio::runtime::Runtime;
 
 /// Seconds until an order runs out.
 pub(super) const TERM: u64 = 600;
+/// Seconds by which certificates are older than the story: the clock may be set back.
+pub(super) const SLACK: u64 = 20 * TERM;
 /// What each customer pays in, in minor units, and what the program costs.
 pub(super) const MONEY: u64 = 1000;
 pub(super) const PRICE: u64 = 250;
@@ -95,7 +97,7 @@ impl World {
     pub(super) fn new(folder: PathBuf, customers: &[(u8, usize)]) -> Outcome<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let now = chipbound_host::now();
-        let clock = Arc::new(AtomicU64::new(now.0));
+        let clock = Arc::new(AtomicU64::new(now.0 + SLACK));
         let pki = Pki::new(now);
         let days = Time(now.0 + 30 * 24 * 3600);
         let trust = SharedTrust::new(pki.trust().with_revocations(&pki.revocations_until(&[], days))?);
@@ -221,7 +223,7 @@ fn chip(pki: &Pki, folder: &std::path::Path, clock: &Arc<AtomicU64>) -> Outcome<
     let (keys, now) = (us.vault.keys(), us.now());
     let days = Time(now.0 + 30 * 24 * 3600);
     let sealing = SealingKeys { class: Class::Software, keys: List::new(keys.sealing_keys())? };
-    let validity = Validity { not_before: Time(now.0 - 60), not_after: days };
+    let validity = Validity { not_before: Time(now.0 - 60 - SLACK), not_after: days };
     let leaf = Leaf { role: Role::Processor, subject: "processor", spki: keys.spki(), validity, sealing: Some(&sealing) };
     let certificate = pki.issuer().leaf(&leaf, &mut SystemRandom)?;
     let chain = [certificate, pki.issuing().to_vec()].map(Bytes::new).into_iter().collect::<Result<Vec<_>>>()?;
