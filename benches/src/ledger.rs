@@ -21,7 +21,7 @@ const CLIENTS: u8 = 32;
 const WRITES: f64 = 5.0;
 /// Each batch of receipts has a checkpoint of its own in the log.
 const BATCHES: &str = "SELECT count(*) FROM log_checkpoints";
-/// Connections to PostgreSQL: the server's own default.
+/// Connections to PostgreSQL: one for each client.
 const CONNECTIONS: usize = 32;
 
 /// Measures and prints.
