@@ -99,6 +99,34 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// From now on nobody reaches it, and whoever did is cut off, until [`Self::come_back`].
+    ///
+    /// # Panics
+    /// Where it is away already.
+    pub fn go_away(&self) {
+        std::fs::rename(self.socket(), self.folder.join("away")).expect("the socket is there");
+        let others =
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'";
+        std::fs::hard_link(self.folder.join("away"), self.socket()).expect("another way in");
+        let cut = self.sql("postgres", others);
+        std::fs::remove_file(self.socket()).expect("it goes again");
+        cut.expect("they are cut off");
+    }
+
+    /// It is reached again.
+    ///
+    /// # Panics
+    /// Where it was not away.
+    pub fn come_back(&self) {
+        std::fs::rename(self.folder.join("away"), self.socket()).expect("it was away");
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.join(".s.PGSQL.5432")
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         drop(self.supervisor.stdin.take());

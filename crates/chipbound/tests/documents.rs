@@ -32,7 +32,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 /// The names of all functions under `#[test]` or its like, and of those that the processor's own harness runs.
 fn tests() -> BTreeSet<String> {
     let (mut files, mut names) = (Vec::new(), BTreeSet::new());
-    ["crates", "testkit"].iter().for_each(|folder| sources(&workspace().join(folder), &mut files));
+    ["crates", "testkit", "benches"].iter().for_each(|folder| sources(&workspace().join(folder), &mut files));
     for file in files {
         let text = fs::read_to_string(&file).unwrap();
         let mut marked = false;

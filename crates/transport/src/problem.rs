@@ -77,7 +77,15 @@ fn is_internal(code: Code) -> bool {
     use Code as C;
     matches!(
         code,
-        C::Internal | C::Io | C::Database | C::DiskFull | C::Unsealable | C::InsecurePermissions | C::ConfigInvalid | C::StartFailed
+        C::Internal
+            | C::Io
+            | C::Database
+            | C::DatabaseUnavailable
+            | C::DiskFull
+            | C::Unsealable
+            | C::InsecurePermissions
+            | C::ConfigInvalid
+            | C::StartFailed
     )
 }
 
@@ -89,7 +97,7 @@ fn printable(text: &str) -> String {
 
 /// A refusal as the answer of a handler: `async fn handler(…) -> Result<Json<T>, ApiError>`.
 ///
-/// `rate_limited` and `busy` carry `Retry-After`: the refusal's own, where it has one.
+/// `rate_limited`, `busy` and `database_unavailable` carry `Retry-After`: the refusal's own, where it has one.
 #[derive(Debug)]
 pub struct ApiError(pub Refusal);
 
@@ -115,7 +123,7 @@ impl IntoResponse for ApiError {
         let retry_after = |usual: u64| HeaderValue::from(refusal.retry_after.unwrap_or(usual));
         match refusal.code {
             Code::RateLimited => drop(headers.insert(RETRY_AFTER, retry_after(RETRY_RATE_LIMITED))),
-            Code::Busy => drop(headers.insert(RETRY_AFTER, retry_after(RETRY_BUSY))),
+            Code::Busy | Code::DatabaseUnavailable => drop(headers.insert(RETRY_AFTER, retry_after(RETRY_BUSY))),
             _ if status == StatusCode::UNAUTHORIZED => drop(headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
             _ => {}
         }

@@ -271,6 +271,8 @@ codes! {
     InsecurePermissions = "insecure_permissions", Environment, 500, "chmod 600 the file and chown it to the daemon's user.";
     /// A sealed file does not open.
     Unsealable = "unsealable", Environment, 500, "The file was changed or belongs to another installation: restore it from a backup or enroll again.";
+    /// The server's database cannot be reached now; nothing was changed.
+    DatabaseUnavailable = "database_unavailable", Environment, 503, "Try again in a moment; the server goes on as soon as its database does.";
     /// The database failed.
     Database = "database", Environment, 500, "Look at the server's log and its disk.";
     /// The database was written by a newer version.

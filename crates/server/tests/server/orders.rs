@@ -4,6 +4,7 @@ use crate::processor::Processor;
 use crate::world::{World, code, eur, sample};
 use chipbound_server::config::Policy;
 use chipbound_server::storage::{Deliveries, Settlement, Shares};
+use chipbound_testkit::postgres::Cluster;
 use chipbound_wire::api::{Account, Agreement, NewOrder, Order, OrderState, Payment};
 use chipbound_wire::bounded::List;
 use chipbound_wire::certificate::Role;
@@ -162,6 +163,27 @@ async fn a_server_on_postgresql_sells_delivers_and_settles_and_its_restart_drive
     assert_eq!(ann.money().await, (750, 250), "nothing is taken yet");
     assert_eq!(world.server.recover().await.unwrap(), 1);
     assert_eq!(ann.money().await, (750, 0));
+    let settled = ann.acknowledge(order.order, &delivered.acknowledgement).await.unwrap();
+    assert!(processor.opens(&delivered, &settled.token.0, world.now()).unwrap());
+    assert_eq!(ann.money().await, (750, 0), "once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_its_database_is_away_a_server_says_so_and_goes_on_when_it_is_back() {
+    let cluster = Cluster::start(false);
+    let world = World::on(&cluster, Policy::default()).await;
+    world.publish("tool", &sample(1000)).await;
+    let processor = Processor::new(&world.pki);
+    let ann = world.log_in("ann").await;
+    let order = ann.buy("tool", processor.id(), KeyMode::Direct).await;
+    let delivered = ann.receive(&order, &processor).await.unwrap();
+    cluster.go_away();
+    for _ in 0..2 {
+        let refusal = ann.acknowledge(order.order, &delivered.acknowledgement).await.unwrap_err();
+        assert_eq!((refusal.code, refusal.code.status()), (Code::DatabaseUnavailable, 503), "{refusal}");
+        assert_eq!(code(ann.get::<Account>("/v1/account").await), Code::DatabaseUnavailable);
+    }
+    cluster.come_back();
     let settled = ann.acknowledge(order.order, &delivered.acknowledgement).await.unwrap();
     assert!(processor.opens(&delivered, &settled.token.0, world.now()).unwrap());
     assert_eq!(ann.money().await, (750, 0), "once");

@@ -92,7 +92,10 @@ impl World {
     }
 
     pub(crate) async fn on_postgres_with(policy: Policy) -> Self {
-        let cluster = Cluster::shared();
+        Self::on(Cluster::shared(), policy).await
+    }
+
+    pub(crate) async fn on(cluster: &Cluster, policy: Policy) -> Self {
         let url = cluster.url(&cluster.create_database()).parse().unwrap();
         Self::at(Some(Location::Postgres(Box::new(url), 4)), policy, None).await
     }

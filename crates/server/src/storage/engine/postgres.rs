@@ -120,8 +120,9 @@ impl Postgres {
 
 async fn connect(options: &PgConnectOptions) -> Result<PgConnection> {
     let connected = tokio::time::timeout(CONNECT, options.connect()).await;
-    let connected = connected.map_err(|_| Refusal::new(Code::Database, "the database server does not answer"))?;
-    let mut connection = connected.map_err(|e| Refusal::new(Code::Database, format!("the database server cannot be reached: {e}")))?;
+    let connected = connected.map_err(|_| Refusal::new(Code::DatabaseUnavailable, "the database server does not answer"))?;
+    let mut connection =
+        connected.map_err(|e| Refusal::new(Code::DatabaseUnavailable, format!("the database server cannot be reached: {e}")))?;
     // A commit that is answered is on the disk, whatever the server's default is.
     let durable = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
     connection.execute(durable).await.map_err(|e| failed(&e))?;
