@@ -5,12 +5,12 @@ use crate::config::{Config, Span};
 use crate::installation::{self, Paths};
 use crate::store::{Certificate, Kind, Store, Target, Voucher};
 use crate::{http, issuing};
+use chipbound_host::process::ServiceManager;
 use chipbound_host::{files, now, process};
 use chipbound_wire::enrolment::{Subject, Voucher as VoucherText};
 use chipbound_wire::limits::MAX_CERTIFICATE;
 use chipbound_wire::random::fresh;
 use chipbound_wire::{Code, Digest, Hex, KeyId, Refusal, Result, SystemRandom, Time};
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -132,8 +132,7 @@ async fn run(config: Config) -> Result<()> {
     let authority = Arc::new(Authority::open(config).await?);
     let listener = TcpListener::bind(listen).await.map_err(|e| Refusal::io(format_args!("cannot listen on {listen}"), e))?;
     let address = listener.local_addr().map_err(|e| Refusal::io(format_args!("cannot listen on {listen}"), e))?;
-    println!("ready https://{address} root {}", Digest::of(authority.root()));
-    std::io::stdout().flush().map_err(|e| Refusal::io("cannot write to standard output", e))?;
+    ServiceManager::find()?.ready(&format!("https://{address} root {}", Digest::of(authority.root())))?;
 
     let shutdown = async {
         tokio::select! {

@@ -2,13 +2,13 @@
 //!
 //! Nothing of this process outlives the exec but what the program is to have: its three streams, arguments, environment,
 //! folder and signals. The ordinary case never comes here: the front of the command (`chipbound_interpreter::run`) does the same
-//! before a runtime starts, and leaves to this module what is unusual, and what is refused, to be said in full.
+//! before a runtime starts, and leaves to this module what is unusual, and what it was refused, to be said in full.
 
 use crate::control::{Conversation, unexpected};
 use crate::output::Output;
 use crate::with::{Taken, With};
 use chipbound_processor::run::LOADER_VARIABLES;
-use chipbound_wire::bounded::{Bytes, List};
+use chipbound_wire::bounded::{Bytes, List, decode};
 use chipbound_wire::control::{How, Request, Response, WayHere};
 use chipbound_wire::suite::Mapping;
 use chipbound_wire::{Code, Refusal, Result};
@@ -122,6 +122,9 @@ fn about(mapping: Mapping) -> &'static str {
 /// Has the processor verify the package and attach to this process. Once it is traced, the next exec of the path is stopped before its
 /// first instruction and given its code.
 fn attach(socket: &Path, wishes: &Wishes, name: &OsStr, taken: &Taken) -> Result<Attached> {
+    if let Some(refusal) = refused_before() {
+        return Err(refusal);
+    }
     let path = find(name)?;
     // Open only where this user may read it; otherwise the processor opens the path itself. Close-on-exec, as all of std's.
     let package = match File::open(&path) {
@@ -150,6 +153,14 @@ fn attach(socket: &Path, wishes: &Wishes, name: &OsStr, taken: &Taken) -> Result
         Response::Execute { drop_loader_variables } => Ok(Attached::File { file: conversation.descriptor()?, drop_loader_variables }),
         Response::Explained { chosen, ways } => Ok(Attached::Explained { chosen, ways: ways.into_vec() }),
         other => Err(unexpected(&other)),
+    }
+}
+
+/// What the processor answered when the front of this command asked the same, if it refused.
+fn refused_before() -> Option<Refusal> {
+    match decode(chipbound_interpreter::refused()?) {
+        Ok(Response::Refused { abort }) => Some(abort.into_refusal()),
+        _ => None,
     }
 }
 

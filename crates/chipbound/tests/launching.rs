@@ -21,10 +21,15 @@ const CHIPBOUND: &str = env!("CARGO_BIN_EXE_chipbound");
 
 /// A processor that says Ready to everybody; the paths that it was asked for end up in the file beside its socket.
 fn ready(folder: &Path) -> PathBuf {
+    answering(folder, |_| Response::Ready)
+}
+
+/// The same with other answers, by how many there were before.
+fn answering(folder: &Path, answer: impl Fn(usize) -> Response + Send + 'static) -> PathBuf {
     let (socket, asked) = (folder.join("sock"), folder.join("asked"));
     let listener = UnixListener::bind(&socket).unwrap();
     spawn(move || {
-        for client in listener.incoming() {
+        for (before, client) in listener.incoming().enumerate() {
             let mut client = client.unwrap();
             let mut length = [0; 4];
             client.read_exact(&mut length).unwrap();
@@ -33,7 +38,7 @@ fn ready(folder: &Path) -> PathBuf {
             let Ok(Request::Run { path, .. }) = decode(&request) else { panic!("{request:?}") };
             let mut file = std::fs::File::options().create(true).append(true).open(&asked).unwrap();
             file.write_all(&[&path, &b"\n"[..]].concat()).unwrap();
-            client.write_all(&framed(&Response::Ready)).unwrap();
+            client.write_all(&framed(&answer(before))).unwrap();
             let _ = client.read(&mut [0]);
         }
     });
@@ -184,4 +189,27 @@ fn the_command_names_no_dynamic_linker_and_still_has_one() {
     let listed = Command::new(CHIPBOUND).arg("--version").env("LD_TRACE_LOADED_OBJECTS", "1").output().unwrap();
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     assert!(listed.contains("libc.so.6") && listed.contains("ld-linux"), "{listed}");
+}
+
+#[test]
+fn a_refused_start_asks_once_and_says_what_was_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let refusals = [("order_refunded", "the first answer"), ("busy", "the second answer"), ("not_released", &"long ".repeat(300))];
+    let refusals = refusals.map(|(code, detail)| Abort { code: Text::cut(code), detail: Text::cut(detail) });
+    let socket = answering(folder.path(), move |before| Response::Refused { abort: refusals[before.min(2)].clone() });
+    let run = |options: &[&str]| {
+        let mut command = Command::new(CHIPBOUND);
+        let output = command.args(["run", "--processor"]).arg(&socket).args(options).arg("/bin/true").output().unwrap();
+        assert_eq!(output.status.code(), Some(126), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let asked = || std::fs::read_to_string(folder.path().join("asked")).unwrap().lines().count();
+    let said = run(&[]);
+    assert!(said.starts_with("error[order_refunded]: the first answer\nwhat to do: "), "{said}");
+    assert_eq!(asked(), 1);
+    // What the front does not know is asked for by the ordinary command alone.
+    assert!(run(&["--explain"]).contains("error[busy]: the second answer"));
+    assert_eq!(asked(), 2);
+    let said = run(&[]);
+    assert!(said.contains(&"long ".repeat(150)), "{said}");
 }

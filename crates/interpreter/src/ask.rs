@@ -1,6 +1,6 @@
 //! Asking the processor to attach to this process, which then execs the package (source paragraph 53).
 
-use crate::frame::{Answer, Begun, MAX_ANSWER, answer, run_head};
+use crate::frame::{Answer, Begun, MAX_ANSWER, PREFIX, answer, run_head};
 use crate::sys::{Descriptor, Errno, allow_tracer, connect, peer, send};
 
 /// Why the processor did not attach.
@@ -16,6 +16,11 @@ pub enum Refused<'a> {
     Unintelligible,
 }
 
+/// Room for an answer with its length before it.
+pub type Space = [u8; PREFIX + MAX_ANSWER];
+/// Nothing answered.
+pub const NO_ANSWER: Space = [0; PREFIX + MAX_ANSWER];
+
 /// Connects to the processor at `socket` and has it attach to this process for the package at `path`: its folder, perhaps
 /// empty, and the rest. `package` is open where this user may read it. The answer's words are kept in `space`.
 ///
@@ -30,7 +35,7 @@ pub fn attach<'a>(
     path: [&[u8]; 3],
     package: Option<Descriptor>,
     begun: bool,
-    space: &'a mut [u8; MAX_ANSWER],
+    space: &'a mut Space,
 ) -> Result<Descriptor, Refused<'a>> {
     let processor = connect(socket).map_err(Refused::Unreachable)?;
     let begun = begun.then(|| Begun::new(processor.number(), package.map(Descriptor::number)));
@@ -46,7 +51,7 @@ fn ask<'a>(
     path: [&[u8]; 3],
     package: Option<Descriptor>,
     begun: Option<Begun>,
-    space: &'a mut [u8; MAX_ANSWER],
+    space: &'a mut Space,
 ) -> Result<(), Refused<'a>> {
     // Yama (ptrace_scope 1) lets only a tracer that was named here attach to a process that is not its child.
     peer(processor).and_then(allow_tracer).map_err(Refused::Lost)?;
@@ -55,10 +60,10 @@ fn ask<'a>(
     let head = run_head(length, tail).ok_or(Refused::Lost(Errno::ENAMETOOLONG))?;
     let [folder, between, name] = path;
     send(processor, &[&head, folder, between, name, tail], package).map_err(Refused::Lost)?;
-    let mut prefix = [0; 4];
-    processor.fill(&mut prefix).map_err(Refused::Lost)?;
-    let length = (u32::from_be_bytes(prefix) as usize).min(MAX_ANSWER);
-    let body = space.get_mut(..length).unwrap_or_default();
+    let (prefix, body) = space.split_at_mut(PREFIX);
+    processor.fill(prefix).map_err(Refused::Lost)?;
+    let length = prefix.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)).min(MAX_ANSWER);
+    let body = body.get_mut(..length).unwrap_or_default();
     processor.fill(body).map_err(Refused::Lost)?;
     match answer(body) {
         Answer::Ready => Ok(()),

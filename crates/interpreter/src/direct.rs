@@ -3,8 +3,7 @@
 //! nothing is promised against this user, else at another exec of the package, of which the processor is the tracer from its first
 //! instruction on. Same process, no launcher in between.
 
-use crate::ask::{Refused, attach};
-use crate::frame::MAX_ANSWER;
+use crate::ask::{NO_ANSWER, Refused, attach};
 use crate::slot::Slot;
 use crate::stack::{AT_EXECFN, AT_SECURE, Stack};
 use crate::sys::{Errno, execute, exit, open, read_link, stat};
@@ -46,7 +45,7 @@ pub fn start(mut stack: Stack, slot: &Slot) -> ! {
             [b"this interpreter names no processor; `chipbound-processor init` writes one that does", b"", b""],
         );
     };
-    let mut space = [0; MAX_ANSWER];
+    let mut space = NO_ANSWER;
     // Open only where this user may read it; otherwise the processor opens the path itself.
     let file = open(SELF).ok();
     if let Err(why) = attach(socket, [b"", b"", package.to_bytes()], file, true, &mut space) {

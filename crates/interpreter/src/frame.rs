@@ -9,6 +9,8 @@ pub const HEAD: usize = 10;
 const MAX_TAIL: usize = 12;
 /// Bytes of an answer that are looked at. A refusal's text may be longer; what is beyond is not printed.
 pub const MAX_ANSWER: usize = 1024;
+/// Bytes of the length before an answer, which does not count itself.
+pub const PREFIX: usize = 4;
 
 /// The beginning of `Request::Run` for a path of that many bytes; the path follows it, and `tail`. None for what is no path.
 #[must_use]

@@ -19,6 +19,6 @@ mod text;
 extern "C" fn front(top: *mut usize, ordinary: usize) -> usize {
     // SAFETY: the entry hands over the stack pointer that the kernel gave to it.
     let mut stack = unsafe { stack::Stack::read(top) };
-    run::start(&stack);
+    run::start(&mut stack);
     linker::load(&mut stack, ordinary)
 }

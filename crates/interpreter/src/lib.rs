@@ -37,6 +37,24 @@ pub const LIBRARY: &[u8] = include_bytes!(env!("CHIPBOUND_LIBRARY_IMAGE"));
 /// Where the stub begins.
 pub const LIBRARY_ENTRY: u64 = decimal(env!("CHIPBOUND_LIBRARY_ENTRY"));
 
+/// What the processor answered when the front of this program asked it and was refused, at most [`frame::MAX_ANSWER`] bytes; none where nobody
+/// was refused, or where more was answered.
+#[must_use]
+pub fn refused() -> Option<&'static [u8]> {
+    unsafe extern "C" {
+        safe fn getauxval(kind: core::ffi::c_ulong) -> core::ffi::c_ulong;
+    }
+    let page = getauxval(stack::AT_FLAGS as core::ffi::c_ulong) as usize;
+    if page == 0 || !page.is_multiple_of(sys::PAGE) {
+        return None;
+    }
+    // SAFETY: the kernel has no address there; the front does, that of a page which nobody writes or unmaps.
+    let page: &[u8] = unsafe { sys::memory(page, sys::PAGE) };
+    let (length, answer) = page.split_first_chunk::<{ frame::PREFIX }>()?;
+    let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+    answer.get(..length).filter(|_| length <= frame::MAX_ANSWER)
+}
+
 /// The number that these digits say.
 const fn decimal(digits: &str) -> u64 {
     let (bytes, mut number, mut at) = (digits.as_bytes(), 0, 0);

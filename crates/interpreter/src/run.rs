@@ -1,11 +1,10 @@
 //! `chipbound run PACKAGE ARGS…` (source paragraph 53) before a runtime has started: asks the processor to attach, then *becomes* the
-//! program. Knows the ordinary case alone. Whatever is unusual, and whatever is refused, is left to the ordinary program, which does
-//! it again from the beginning and says what is wrong.
+//! program. Knows the ordinary case alone. Whatever is unusual is left to the ordinary program, which does it again from the beginning and
+//! says what is wrong; what the processor refuses is given to it as it was answered, so that nobody asks twice.
 
-use crate::ask::attach;
-use crate::frame::MAX_ANSWER;
-use crate::stack::{AT_SECURE, Stack};
-use crate::sys::{Errno, execute, exit, may_execute, open, stat, working_folder};
+use crate::ask::{NO_ANSWER, Refused, Space, attach};
+use crate::stack::{AT_FLAGS, AT_SECURE, Stack};
+use crate::sys::{Errno, PAGE, execute, exit, map_anonymous, may_execute, memory, open, seal_memory, stat, working_folder};
 use crate::text::{PathBuffer, reason, say};
 use core::ffi::CStr;
 
@@ -22,12 +21,29 @@ struct Line {
     package: usize,
 }
 
-/// Becomes the program, or returns where the ordinary program is to go on; nothing is changed then, and nothing open.
-pub fn start(stack: &Stack) {
-    let _ = become_program(stack);
+/// Becomes the program, or returns where the ordinary program is to go on; nothing is changed then, and nothing open. Where the processor
+/// refused, its answer lies where the auxiliary vector's `AT_FLAGS` leads to, which is 0 for every other program.
+pub fn start(stack: &mut Stack) {
+    let mut answer = NO_ANSWER;
+    if become_program(stack, &mut answer).is_none()
+        && answer != NO_ANSWER
+        && let Some(page) = kept(&answer)
+    {
+        stack.set_auxiliary(AT_FLAGS, page);
+    }
 }
 
-fn become_program(stack: &Stack) -> Option<()> {
+/// The address of a page that begins with an answer.
+fn kept(answer: &Space) -> Option<usize> {
+    let page = map_anonymous(PAGE).ok()?;
+    // SAFETY: the page is fresh.
+    unsafe { memory(page, PAGE) }.get_mut(..answer.len())?.copy_from_slice(answer);
+    // SAFETY: everything is written.
+    unsafe { seal_memory(page, PAGE) }.ok().map(|()| page)
+}
+
+/// Returns where the ordinary program is to go on; `refused` holds an answer then, where there was one that refuses.
+fn become_program(stack: &Stack, refused: &mut Space) -> Option<()> {
     let line = parse(stack)?;
     let mut socket = PathBuffer::default();
     find_socket(stack, &line, &mut socket)?;
@@ -49,9 +65,12 @@ fn become_program(stack: &Stack) -> Option<()> {
         Err(Errno::EACCES) => None,
         Err(_) => return None,
     };
-    let mut space = [0; MAX_ANSWER];
+    let mut space = NO_ANSWER;
     let asked = attach(socket.bytes(), [folder.bytes(), between, path.to_bytes()], file, false, &mut space);
     let Ok(_open_until_exec) = asked else {
+        if matches!(asked, Err(Refused::Refused(..))) {
+            *refused = space;
+        }
         if let Some(file) = file {
             file.close();
         }

@@ -9,6 +9,8 @@ pub const AT_PHDR: usize = 3;
 pub const AT_PHNUM: usize = 5;
 /// Where the dynamic linker lies.
 pub const AT_BASE: usize = 7;
+/// 0 as the kernel has it; the front's own use: [`crate::run::start`].
+pub const AT_FLAGS: usize = 8;
 /// Where the program begins.
 pub const AT_ENTRY: usize = 9;
 /// Whether the program has more rights than its caller.

@@ -9,6 +9,7 @@ use crate::enrolling::keep_current;
 use crate::processor::Processor;
 use crate::run::our_namespaces;
 use crate::ways::{EXPOSED, dumps_what_is_unreadable};
+use chipbound_host::process::ServiceManager;
 use chipbound_loader::Workshop;
 use chipbound_wire::{Code, Refusal, Result};
 use std::fs::{self, Permissions};
@@ -27,7 +28,7 @@ const MAX_HELPERS: usize = 7;
 /// How long nothing is tried after the machine had no descriptor or thread left.
 const A_WHILE: Duration = Duration::from_millis(50);
 
-/// Serves until SIGTERM or SIGINT. Prints one line that begins with `ready` once clients may connect.
+/// Serves until SIGTERM or SIGINT. Prints one line that begins with `ready`, and tells the service manager, once clients may connect.
 pub fn serve(us: Arc<Processor>) -> Result<()> {
     let listener = listen(&us.config.socket, us.config.clients)?;
     let failed = |e| Refusal::io("starting the daemon", e);
@@ -40,11 +41,12 @@ pub fn serve(us: Arc<Processor>) -> Result<()> {
     if dumps_what_is_unreadable() {
         tracing::warn!("{EXPOSED}: until then no customer starts a program that he may not read and whose vendor forbids loader variables");
     }
+    let manager = ServiceManager::find()?;
     confine::thread(Work::Control)?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        println!("ready {}", us.config.socket.display());
+        manager.ready(&us.config.socket.display().to_string())?;
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

@@ -10,6 +10,7 @@ use crate::standing::{Standing, load_trust};
 use crate::storage::Books;
 use crate::{api, blobs::Blobs};
 use chipbound_host::files::{read, read_private};
+use chipbound_host::process::ServiceManager;
 use chipbound_host::{Kek, now};
 use chipbound_session::tls::SharedTrust;
 use chipbound_transport::tls::ALPN_HTTP1;
@@ -18,7 +19,6 @@ use chipbound_wire::{Code, Refusal, Result};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::future::Future;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -49,8 +49,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     serve_until(config, shutdown, |addresses| {
         let line = addresses.line.map(|line| format!(" line {line}")).unwrap_or_default();
-        println!("ready https://{}{line}", addresses.first_path);
-        std::io::stdout().flush().map_err(|e| Refusal::io("cannot write to standard output", e))
+        ServiceManager::find()?.ready(&format!("https://{}{line}", addresses.first_path))
     })
     .await
 }
