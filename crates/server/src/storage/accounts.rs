@@ -1,7 +1,7 @@
 //! Accounts, sessions and deposits.
 
 use super::books::Books;
-use super::sql::{self, Row, Tx, all, first, number, signed, values};
+use super::sql::{Row, Tx, all, first, number, signed, values};
 use super::{Accounts, BookBalance, Credentials, NewAccount, Principal, Statement, StoredToken, ledger};
 use chipbound_wire::api::{AccountRole, Balance, Scope, TokenInfo};
 use chipbound_wire::{AccountId, Amount, Code, Digest, Refusal, Result, Time};
@@ -23,7 +23,7 @@ fn named(books: &dyn Tx, user: &str) -> Result<Principal> {
 
 /// Locks an account, for what is limited for each account.
 pub(super) fn lock(tx: &dyn Tx, account: &AccountId) -> Result<()> {
-    sql::lock(tx, "SELECT 1 FROM accounts WHERE account = $1 FOR UPDATE", values![account])
+    tx.lock("SELECT 1 FROM accounts WHERE account = $1 FOR UPDATE", values![account])
 }
 
 impl Accounts for Books {
@@ -57,8 +57,8 @@ impl Accounts for Books {
     async fn open_session(&self, account: AccountId, token: Digest, expires_at: Time, most: u32) -> Result<()> {
         let open = move |tx: &dyn Tx| {
             let insert = "INSERT INTO sessions (token, account, expires_at) VALUES ($1, $2, $3)";
-            tx.execute(insert, values![&token, &account, signed(expires_at.0)?])?;
-            tx.execute(
+            tx.put(insert, values![&token, &account, signed(expires_at.0)?])?;
+            tx.put(
                 "DELETE FROM sessions WHERE account = $1 AND token <> $2 AND token NOT IN
                  (SELECT token FROM sessions WHERE account = $1 ORDER BY expires_at DESC LIMIT $3)",
                 values![&account, &token, most],
@@ -75,15 +75,15 @@ impl Accounts for Books {
     }
 
     async fn close_session(&self, token: Digest) -> Result<()> {
-        self.write(move |tx: &dyn Tx| tx.execute("DELETE FROM sessions WHERE token = $1", values![&token]).map(drop)).await
+        self.write(move |tx: &dyn Tx| tx.put("DELETE FROM sessions WHERE token = $1", values![&token])).await
     }
 
     async fn shut_out(&self, user: &str) -> Result<()> {
         let user = user.to_owned();
         let shut_out = move |tx: &dyn Tx| {
             let account = named(tx, &user)?.account;
-            tx.execute("DELETE FROM sessions WHERE account = $1", values![&account])?;
-            tx.execute("DELETE FROM tokens WHERE account = $1", values![&account]).map(drop)
+            tx.put("DELETE FROM sessions WHERE account = $1", values![&account])?;
+            tx.put("DELETE FROM tokens WHERE account = $1", values![&account])
         };
         self.write(shut_out).await
     }

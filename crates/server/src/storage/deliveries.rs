@@ -42,7 +42,7 @@ impl Deliveries for Books {
                 OrderState::Authorised => return Err(Refusal::new(Code::OrderState, "no ticket was shown for the order")),
                 _ => {}
             }
-            tx.execute(
+            tx.put(
                 "INSERT INTO deliveries (terms_digest, order_id, terms, wrap, kem, sealing_key, release_secret, content_key, seal,
                  seal_digest, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
                 values![
@@ -59,7 +59,6 @@ impl Deliveries for Books {
                     signed(new.created_at.0)?,
                 ],
             )
-            .map(drop)
         };
         self.write(record).await
     }
@@ -169,7 +168,7 @@ fn kept_token(tx: &dyn Tx, settlement: &Settlement) -> Result<Option<Vec<u8>>> {
 
 fn keep_token(tx: &dyn Tx, settlement: &Settlement) -> Result<Vec<u8>> {
     let keep = "UPDATE deliveries SET token = $1, acknowledgement = $2 WHERE seal_digest = $3";
-    tx.execute(keep, values![&settlement.token, &settlement.acknowledgement, &settlement.seal])?;
+    tx.put(keep, values![&settlement.token, &settlement.acknowledgement, &settlement.seal])?;
     Ok(settlement.token.clone())
 }
 
@@ -199,7 +198,7 @@ fn keep(tx: &dyn Tx, order: &StoredOrder, settlement: Option<&Settlement>, key: 
     let keep = "UPDATE orders SET state = $1, holds = $2, seal_digest = coalesce(seal_digest, $3),
                 acknowledgement = coalesce(acknowledgement, $4), capture_key = coalesce(capture_key, $5) WHERE order_id = $6";
     let (seal, said) = (settlement.map(|s| &s.seal), settlement.map(|s| &s.acknowledgement));
-    tx.execute(keep, values![order.state.as_str(), signed(order.holds)?, seal, said, key, &order.order]).map(drop)
+    tx.put(keep, values![order.state.as_str(), signed(order.holds)?, seal, said, key, &order.order])
 }
 
 /// Writes down under which key the price is asked for, before anybody is asked; returns the key that counts.
@@ -228,7 +227,7 @@ fn capture(tx: &dyn Tx, order: &mut StoredOrder, settling: &Settling, entered: &
     let insert = "INSERT INTO receipts (seller, number, order_id, account, receipt, issued_at, log_index)
                   VALUES ($1, $2, $3, $4, $5, $6, $7)";
     let values = values![&order.seller, signed(number)?, &order.order, &order.account, &receipt, signed(at.0)?, signed(index)?];
-    tx.execute(insert, values)?;
+    tx.put(insert, values)?;
     log.enter(&receipt);
     entered.orders.push(order.order);
     order.receipt = Some(receipt);

@@ -161,7 +161,7 @@ impl Table {
         }
         let values = self.bound(&row.values)?;
         let values = if self.name == "log_head" { &values[1..] } else { &values };
-        tx.execute(&self.insert, values).map(drop)
+        tx.put(&self.insert, values)
     }
 }
 

@@ -147,14 +147,14 @@ fn enter(tx: &dyn Tx, entry: &Entry<'_>, currency: Currency, postings: &[Posting
     let (first_two, more) = postings.split_at_checked(2).ok_or_else(unreadable)?;
     let insert = "INSERT INTO postings (entry, currency, book, account, minor) VALUES ($1, $2, $3, $4, $5), ($1, $2, $6, $7, $8)";
     let [a, b] = [&first_two[0], &first_two[1]];
-    tx.execute(insert, values![number, currency, a.book, &a.account, a.minor, b.book, &b.account, b.minor])?;
+    tx.put(insert, values![number, currency, a.book, &a.account, a.minor, b.book, &b.account, b.minor])?;
     for posting in more.iter().filter(|posting| posting.minor != 0) {
         let insert = "INSERT INTO postings (entry, currency, book, account, minor) VALUES ($1, $2, $3, $4, $5)";
-        tx.execute(insert, values![number, currency, posting.book, &posting.account, posting.minor])?;
+        tx.put(insert, values![number, currency, posting.book, &posting.account, posting.minor])?;
     }
     let insert = "INSERT INTO entries (entry, kind, order_id, round, at, note) VALUES ($1, $2, $3, $4, $5, $6)";
     let Entry { kind, order, round, note, at } = entry;
-    tx.execute(insert, values![number, *kind, order.as_ref(), signed(*round)?, signed(at.0)?, *note])?;
+    tx.put(insert, values![number, *kind, order.as_ref(), signed(*round)?, signed(at.0)?, *note])?;
     u64::try_from(number).map_err(|_| unreadable())
 }
 

@@ -50,18 +50,18 @@ impl Opened {
         }
         for (level, position, value) in nodes {
             let insert = "INSERT INTO log_nodes (level, position, value) VALUES ($1, $2, $3)";
-            tx.execute(insert, values![level, signed(position)?, &Digest(value)])?;
+            tx.put(insert, values![level, signed(position)?, &Digest(value)])?;
         }
         let statement = Digest::of(signer.statement());
         if self.statement != Some(statement) {
             let insert = "INSERT INTO log_statements (digest, statement) VALUES ($1, $2) ON CONFLICT DO NOTHING";
-            tx.execute(insert, values![&statement, &signer.statement().to_vec()])?;
+            tx.put(insert, values![&statement, &signer.statement().to_vec()])?;
         }
         let note = signer.checkpoint(edge.size(), edge.root(), at);
         let insert = "INSERT INTO log_checkpoints (size, note, statement) VALUES ($1, $2, $3)";
-        tx.execute(insert, values![signed(edge.size())?, &note, &statement])?;
+        tx.put(insert, values![signed(edge.size())?, &note, &statement])?;
         let update = "UPDATE log_head SET size = $1, edge = $2, statement = $3";
-        tx.execute(update, values![signed(edge.size())?, &edge.to_bytes(), &statement])?;
+        tx.put(update, values![signed(edge.size())?, &edge.to_bytes(), &statement])?;
         let proof =
             |(index, hashes)| InclusionProof { extra: signer.statement().to_vec(), index, hashes, checkpoint: note.clone() }.to_text();
         Ok((self.edge.size()..).zip(paths).map(proof).collect())

@@ -1,7 +1,7 @@
 //! Orders, holds and tickets.
 
 use super::books::Books;
-use super::sql::{self, Row, Tx, all, first, first_locked, number, signed, values};
+use super::sql::{Row, Tx, all, first, first_locked, number, signed, values};
 use super::states::{refusal, step};
 use super::{NewOrder, NewTicket, Orders, StoredOrder, Unsettled, accounts, ledger, payments};
 use chipbound_wire::api::OrderState;
@@ -76,13 +76,13 @@ fn find_locked(tx: &dyn Tx, order: OrderId) -> Result<Option<StoredOrder>> {
 
 /// Locks the order until the transaction ends.
 pub(super) fn lock(tx: &dyn Tx, order: OrderId) -> Result<()> {
-    sql::lock(tx, "SELECT 1 FROM orders WHERE order_id = $1 FOR UPDATE", values![&order])
+    tx.lock("SELECT 1 FROM orders WHERE order_id = $1 FOR UPDATE", values![&order])
 }
 
 /// Writes down where the order stands.
 pub(super) fn save(tx: &dyn Tx, order: &StoredOrder) -> Result<()> {
     let change = "UPDATE orders SET state = $1, holds = $2 WHERE order_id = $3";
-    tx.execute(change, values![order.state.as_str(), signed(order.holds)?, &order.order]).map(drop)
+    tx.put(change, values![order.state.as_str(), signed(order.holds)?, &order.order])
 }
 
 /// Holds the price once more; the step that follows says for what.
@@ -172,7 +172,7 @@ impl Orders for Books {
                 return Err(Refusal::new(Code::RateLimited, format!("there are {most} unused tickets for this order already")));
             }
             let insert = "INSERT INTO tickets (ticket, order_id, account, expires_at) VALUES ($1, $2, $3, $4)";
-            tx.execute(insert, values![&new.ticket, &new.order, &new.account, signed(new.expires_at.0)?]).map(drop)
+            tx.put(insert, values![&new.ticket, &new.order, &new.account, signed(new.expires_at.0)?])
         };
         self.write(issue).await
     }
@@ -205,7 +205,7 @@ impl Orders for Books {
                 return Err(refusal(order.state));
             }
             let change = "UPDATE orders SET readmitted_until = $1 WHERE order_id = $2 AND readmitted_until < $1";
-            tx.execute(change, values![signed(until.0)?, &order.order])?;
+            tx.put(change, values![signed(until.0)?, &order.order])?;
             Ok(order)
         };
         self.write(readmit).await
@@ -277,7 +277,7 @@ fn expire_some(tx: &dyn Tx, now: Time) -> Result<u64> {
         "DELETE FROM sessions WHERE expires_at < $1",
         "DELETE FROM uploads WHERE expires_at < $1",
     ] {
-        tx.execute(statement, values![now_signed])?;
+        tx.put(statement, values![now_signed])?;
     }
     Ok(expired)
 }
@@ -321,7 +321,7 @@ fn place(tx: &dyn Tx, new: &NewOrder) -> Result<StoredOrder> {
 
 fn insert(tx: &dyn Tx, new: &NewOrder) -> Result<()> {
     let order = &new.order;
-    tx.execute(
+    tx.put(
         "INSERT INTO orders (order_id, account, manifest, seller, processor, key_mode, price, currency, state, confirmation,
          idempotency_key, parameters, issued_at, expires_at, redownload_until)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
@@ -343,5 +343,4 @@ fn insert(tx: &dyn Tx, new: &NewOrder) -> Result<()> {
             signed(order.redownload_until.0)?,
         ],
     )
-    .map(drop)
 }

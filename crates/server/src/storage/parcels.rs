@@ -44,7 +44,7 @@ fn sent(row: &dyn Row) -> Result<StoredParcel> {
 /// Forgets the parcel of that order; its blob.
 fn forget(tx: &dyn Tx, order: OrderId) -> Result<Option<String>> {
     let blob = first(tx, "SELECT blob FROM parcels WHERE order_id = $1", values![&order], |row| row.optional_text("blob"))?;
-    tx.execute("DELETE FROM parcels WHERE order_id = $1", values![&order])?;
+    tx.put("DELETE FROM parcels WHERE order_id = $1", values![&order])?;
     Ok(blob.flatten())
 }
 
@@ -68,7 +68,7 @@ impl Parcels for Books {
         let keep = move |tx: &dyn Tx| {
             orders::lock(tx, new.order)?;
             let replaced = forget(tx, new.order)?;
-            tx.execute(
+            tx.put(
                 "INSERT INTO parcels (order_id, terms_digest, terms, wrap, kem, sealing_key, release_secret, content_key, blob, body_root,
                  body_size, table_root, table_size, until) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
                 values![

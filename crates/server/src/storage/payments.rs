@@ -68,7 +68,7 @@ pub(super) fn check_taken(tx: &dyn Tx, order: OrderId) -> Result<()> {
 pub(super) fn give_back(tx: &dyn Tx, order: OrderId) -> Result<()> {
     let change = "UPDATE payments SET state = CASE state WHEN 'held' THEN 'ending' ELSE 'refunding' END
                   WHERE order_id = $1 AND state IN ('held', 'captured')";
-    tx.execute(change, values![&order]).map(drop)
+    tx.put(change, values![&order])
 }
 
 impl Payments for Books {
@@ -138,12 +138,12 @@ fn begin(tx: &dyn Tx, order: &StoredOrder, method: &Digest) -> Result<Begun> {
     }
     let Some(before) = find(tx, order.order)? else {
         let insert = "INSERT INTO payments (order_id, attempt, method, state, reference) VALUES ($1, 0, $2, 'asked', '')";
-        tx.execute(insert, values![&order.order, method])?;
+        tx.put(insert, values![&order.order, method])?;
         return begun(tx, order.order);
     };
     if matches!(before.state, PaymentState::Declined | PaymentState::Ended) {
         let again = "UPDATE payments SET state = 'asked', attempt = attempt + 1, method = $1, reference = '' WHERE order_id = $2";
-        tx.execute(again, values![method, &order.order])?;
+        tx.put(again, values![method, &order.order])?;
         return begun(tx, order.order);
     }
     let same = first(tx, "SELECT method FROM payments WHERE order_id = $1", values![&order.order], |row| row.id("method"))?;

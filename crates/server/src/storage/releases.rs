@@ -66,7 +66,7 @@ fn check_new(tx: &dyn Tx, account: AccountId, program: &ProgramId, version: &str
 }
 
 fn insert(tx: &dyn Tx, new: &StoredRelease) -> Result<()> {
-    tx.execute(
+    tx.put(
         "INSERT INTO releases (manifest, program, name, version, sequence, vendor, price, currency, signed_manifest, layout,
          plain_digest, sealed_bytes, blob, published_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
         values![
@@ -86,7 +86,6 @@ fn insert(tx: &dyn Tx, new: &StoredRelease) -> Result<()> {
             signed(new.published_at.0)?,
         ],
     )
-    .map(drop)
 }
 
 /// The common package of a release and an AEAD.
@@ -102,11 +101,10 @@ impl Releases for Books {
                 return Err(Refusal::new(Code::RateLimited, format!("{UPLOADS} releases wait for their plaintext already")));
             }
             let (price, expires_at) = (signed(upload.price.minor)?, signed(upload.expires_at.0)?);
-            tx.execute(
+            tx.put(
                 "INSERT INTO uploads (upload, account, signed_manifest, price, currency, expires_at) VALUES ($1, $2, $3, $4, $5, $6)",
                 values![&upload.upload, &upload.account, &upload.manifest, price, upload.price.currency.as_str(), expires_at],
             )
-            .map(drop)
         };
         self.write(announce).await
     }
@@ -178,7 +176,7 @@ impl Releases for Books {
     async fn keep_common_package(&self, new: &CommonPackage) -> Result<CommonPackage> {
         let new = new.clone();
         let keep = move |tx: &dyn Tx| {
-            tx.execute(
+            tx.put(
                 "INSERT INTO common_packages (manifest, aead, package_id, content_key, blob, body_root, body_size, table_root, table_size)
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (manifest, aead) DO NOTHING",
                 values![

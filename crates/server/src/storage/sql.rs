@@ -9,6 +9,9 @@ use chipbound_wire::{AccountId, Amount, Code, Digest, KeyId, OrderId, Refusal, R
 
 /// A transaction, or a query outside of one.
 pub(super) trait Tx {
+    /// Runs a statement whose result nobody looks at. What follows sees what it changed; that it fails may show only then, or when
+    /// the transaction is committed.
+    fn put(&self, statement: &'static str, values: &[Value<'_>]) -> Result<()>;
     /// Runs a statement that returns no rows; how many it changed.
     fn execute(&self, statement: &'static str, values: &[Value<'_>]) -> Result<u64>;
     /// Runs a query and shows `read` each row until it returns false.
@@ -17,6 +20,8 @@ pub(super) trait Tx {
     /// shows is how they stand. What was read before, also of other tables, may be old. Lock an account before its orders, and
     /// orders in the order of their ids.
     fn query_locked(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()>;
+    /// The same for rows that nobody looks at.
+    fn lock(&self, statement: &'static str, values: &[Value<'_>]) -> Result<()>;
     /// Waits until no other transaction holds the lock of that number, and holds it until this one ends.
     fn alone(&self, lock: Lock) -> Result<()>;
     /// The number of the next entry of the ledger. Numbers rise; a transaction that fails may leave a gap.
@@ -204,11 +209,6 @@ pub(super) fn first_locked<T>(
         Ok(false)
     })?;
     Ok(found)
-}
-
-/// Locks the rows that a `SELECT … FOR UPDATE` finds until the transaction ends.
-pub(super) fn lock(tx: &dyn Tx, statement: &'static str, values: &[Value<'_>]) -> Result<()> {
-    tx.query_locked(statement, values, &mut |_| Ok(true))
 }
 
 /// Every row that a query finds, as `read` takes them.

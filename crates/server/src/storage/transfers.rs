@@ -23,12 +23,12 @@ fn transfer(tx: &dyn Tx, new: &NewTransfer) -> Result<Vec<u8>> {
     if gave_up(tx, new.order, new.to)? {
         return Err(Refusal::new(Code::OrderRetired, "that processor gave this order up before"));
     }
-    tx.execute(
+    tx.put(
         "INSERT INTO transfers (order_id, from_processor, to_processor, retirement, transfer, at) VALUES ($1, $2, $3, $4, $5, $6)",
         values![&new.order, &new.from, &new.to, new.retirement.as_ref(), &new.transfer, signed(new.at.0)?],
     )?;
-    tx.execute("UPDATE orders SET processor = $1 WHERE order_id = $2", values![&new.to, &new.order])?;
-    tx.execute("DELETE FROM tickets WHERE order_id = $1", values![&new.order])?;
+    tx.put("UPDATE orders SET processor = $1 WHERE order_id = $2", values![&new.to, &new.order])?;
+    tx.put("DELETE FROM tickets WHERE order_id = $1", values![&new.order])?;
     Ok(new.transfer.clone())
 }
 

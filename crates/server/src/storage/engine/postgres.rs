@@ -1,44 +1,41 @@
 //! A PostgreSQL server, or an engine that speaks its protocol, shared by any number of our own instances.
 //!
 //! Transactions run with READ COMMITTED and lock the rows by which they decide (`storage::sql`). A fixed number of threads each own
-//! one connection and the runtime that drives it, so that a statement's answer wakes the very thread that waits for it. A
-//! transaction that PostgreSQL gave up (deadlock) or whose connection broke before its commit changed nothing and is run again.
+//! one connection and the runtime that drives it, so that a statement's answer wakes the very thread that waits for it. Statements
+//! whose result nobody looks at, the beginning of the transaction among them, are kept back and go to the server in one message with
+//! the next query, or with the commit (`link`). A transaction that PostgreSQL gave up (deadlock) or whose connection broke before its
+//! commit was asked for changed nothing and is run again.
 
+mod link;
+mod tls;
+
+use self::link::{Answer, Link, Part, Server, Told};
 use super::{Transaction, failed, lost, not_migrated};
-use crate::storage::sql::{Cell, Lock, Row, Tx, Value, first, unreadable};
+use crate::storage::sql::{Lock, Row, Tx, Value, first, unreadable};
 use chipbound_wire::{Code, Refusal, Result};
 use sqlx::migrate::Migrator;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
-use sqlx::{Arguments as _, ConnectOptions as _, Connection as _, Executor as _, Row as _, TypeInfo as _, ValueRef as _};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _};
 use std::cell::{Cell as Mutable, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
+use tokio_postgres::Error;
+use tokio_postgres::error::SqlState;
 
 /// The same forms under the same numbers as those of SQLite.
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/postgres");
 /// Transactions that wait for a connection; more wait to be taken in.
 const WAITING: usize = 256;
-/// Statements that a connection keeps prepared: more than there are.
-const STATEMENTS: usize = 256;
 /// How often a transaction is run again before it is refused.
 const ATTEMPTS: u32 = 12;
-/// How long a connection may take to come about.
-const CONNECT: Duration = Duration::from_secs(10);
+/// Statements that are kept back at once, and the bytes of their values: beyond either they are sent.
+const KEPT: (usize, usize) = (256, 1 << 20);
 /// How a transaction that writes begins.
-const WRITING: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+const WRITING: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
 /// How queries begin that see the books as they stood at one moment.
 const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-/// What bounds a statement, a wait for a lock, and a transaction whose server instance stands still. Every statement finds its rows by
-/// a key, so that one plan is as good as another: it is made once.
-const SESSION: [(&str, &str); 4] = [
-    ("statement_timeout", "60s"),
-    ("lock_timeout", "20s"),
-    ("idle_in_transaction_session_timeout", "60s"),
-    ("plan_cache_mode", "force_generic_plan"),
-];
 
 /// A transaction waiting for a connection.
 type Job = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -52,8 +49,8 @@ pub(in crate::storage) struct Postgres {
 /// One thread's connection, and what drives it.
 struct Worker {
     runtime: Runtime,
-    options: Arc<PgConnectOptions>,
-    connection: Option<PgConnection>,
+    server: Arc<Server>,
+    link: Option<Link>,
 }
 
 /// What became of a statement that failed, besides being refused.
@@ -70,19 +67,15 @@ enum Failure {
 impl Postgres {
     /// Brings the database to this version's form and begins so many connections.
     pub(in crate::storage) async fn open(options: &PgConnectOptions, connections: usize) -> Result<Self> {
-        let options = options.clone().options(SESSION).application_name("chipbound-server").statement_cache_capacity(STATEMENTS);
-        let mut connection = connect(&options).await?;
-        let name = format!("the database {}", options.get_database().unwrap_or("of that user"));
-        let migrated = MIGRATIONS.run(&mut connection).await.map_err(|e| not_migrated(&name, e));
-        connection.close().await.map_err(|e| failed(&e))?;
-        migrated?;
+        let server = Arc::new(Server::new(options)?);
+        migrate(options).await?;
         let (jobs, waiting) = mpsc::channel::<Job>(WAITING);
-        let (waiting, options) = (Arc::new(Mutex::new(waiting)), Arc::new(options));
+        let waiting = Arc::new(Mutex::new(waiting));
         for _ in 0..connections {
-            let (waiting, options) = (waiting.clone(), options.clone());
+            let (waiting, server) = (waiting.clone(), server.clone());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(|e| Refusal::io("the asynchronous runtime does not start", e))?;
-            let worker = Worker { runtime, options, connection: None };
+            let worker = Worker { runtime, server, link: None };
             let thread = std::thread::Builder::new().name("books".to_owned()).spawn(move || worker.work(&waiting));
             thread.map_err(|e| Refusal::io("starting a thread", e))?;
         }
@@ -118,15 +111,16 @@ impl Postgres {
     }
 }
 
-async fn connect(options: &PgConnectOptions) -> Result<PgConnection> {
-    let connected = tokio::time::timeout(CONNECT, options.connect()).await;
+/// Brings the database to this version's form, by the same program as SQLite's files.
+async fn migrate(options: &PgConnectOptions) -> Result<()> {
+    let unreachable = |e| Refusal::new(Code::DatabaseUnavailable, format!("the database server cannot be reached: {e}"));
+    let connected = tokio::time::timeout(link::CONNECT, options.connect()).await;
     let connected = connected.map_err(|_| Refusal::new(Code::DatabaseUnavailable, "the database server does not answer"))?;
-    let mut connection =
-        connected.map_err(|e| Refusal::new(Code::DatabaseUnavailable, format!("the database server cannot be reached: {e}")))?;
-    // A commit that is answered is on the disk, whatever the server's default is.
-    let durable = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
-    connection.execute(durable).await.map_err(|e| failed(&e))?;
-    Ok(connection)
+    let mut connection = connected.map_err(unreachable)?;
+    let name = format!("the database {}", options.get_database().unwrap_or("of that user"));
+    let migrated = MIGRATIONS.run(&mut connection).await.map_err(|e| not_migrated(&name, e));
+    connection.close().await.map_err(|e| failed(&e))?;
+    migrated
 }
 
 impl Worker {
@@ -136,7 +130,7 @@ impl Worker {
             let Some(job) = job else { return };
             // Whoever asked finds no answer; the connection is dropped, its transaction rolled back, the next one not held up.
             if catch_unwind(AssertUnwindSafe(|| job(&mut self))).is_err() {
-                self.connection = None;
+                self.disconnect();
             }
         }
     }
@@ -155,20 +149,18 @@ impl Worker {
         attempt(self).map_err(|(refusal, _)| refusal)
     }
 
-    fn take(&mut self) -> std::result::Result<PgConnection, (Refusal, Failure)> {
-        match self.connection.take() {
-            Some(connection) => Ok(connection),
-            None => self.runtime.block_on(connect(&self.options)).map_err(|refusal| (refusal, Failure::Wrong)),
+    fn disconnect(&mut self) {
+        if let Some(link) = self.link.take() {
+            self.runtime.block_on(link.close());
         }
     }
 
     fn query<T>(&mut self, query: &impl Transaction<T>) -> std::result::Result<T, (Refusal, Failure)> {
-        let connection = self.take()?;
-        let session = Session { runtime: &self.runtime, connection: RefCell::new(connection), failure: Mutable::new(None) };
+        let session = self.session()?;
         let found = query(&session);
-        let (connection, failure) = session.end();
-        if failure != Some(Failure::Disconnected) {
-            self.connection = Some(connection);
+        let failure = session.failure.get();
+        if failure == Some(Failure::Disconnected) {
+            self.disconnect();
         }
         found.map_err(|refusal| (refusal, failure.unwrap_or(Failure::Wrong)))
     }
@@ -178,25 +170,37 @@ impl Worker {
         begin: &'static str,
         transaction: impl FnOnce(&dyn Tx) -> Result<T>,
     ) -> std::result::Result<T, (Refusal, Failure)> {
-        let connection = self.take()?;
-        let session = Session { runtime: &self.runtime, connection: RefCell::new(connection), failure: Mutable::new(None) };
-        let outcome = session.raw(begin).and_then(|()| transaction(&session));
-        let (outcome, failed_before) = match (outcome, session.failure.get()) {
-            (Ok(done), None) => (session.raw("COMMIT").map(|()| done), false),
-            (Ok(_), Some(_)) => (Err(lost()), true), // A failed statement ends its transaction, whoever looked away.
-            (Err(refusal), _) => (Err(refusal), true),
+        let session = self.session()?;
+        let outcome = session.put(begin, &[]).and_then(|()| transaction(&session));
+        let outcome = match (outcome, session.failure.get()) {
+            (Ok(done), None) => session.commit().map(|()| done),
+            (Ok(_), Some(_)) => Err(lost()), // A failed statement ends its transaction, whoever looked away.
+            (Err(refusal), _) => Err(refusal),
         };
-        if failed_before && session.failure.get() != Some(Failure::Disconnected) && session.raw("ROLLBACK").is_err() {
-            session.failure.set(Some(Failure::Disconnected));
+        if outcome.is_err() {
+            session.roll_back();
         }
-        let (connection, failure) = session.end();
-        if failure != Some(Failure::Disconnected) {
-            self.connection = Some(connection);
+        let (failure, broken) = (session.failure.get(), session.broken.get());
+        if broken {
+            self.disconnect();
         }
-        outcome.map_err(|refusal| match failure {
-            // The commit was asked for and not answered: whether it happened shows when the caller asks again.
-            Some(Failure::Disconnected) if !failed_before => (refusal, Failure::Wrong),
-            failure => (refusal, failure.unwrap_or(Failure::Wrong)),
+        outcome.map_err(|refusal| (refusal, failure.unwrap_or(Failure::Wrong)))
+    }
+
+    /// The connection, for one query or transaction; a new one where there is none.
+    fn session(&mut self) -> std::result::Result<Session<'_>, (Refusal, Failure)> {
+        let Self { runtime, server, link } = self;
+        let link = match link {
+            Some(link) => link,
+            none => none.insert(runtime.block_on(server.connect()).map_err(|refusal| (refusal, Failure::Wrong))?),
+        };
+        Ok(Session {
+            runtime,
+            link: RefCell::new(link),
+            kept: RefCell::default(),
+            sent: Mutable::new(false),
+            failure: Mutable::new(None),
+            broken: Mutable::new(false),
         })
     }
 }
@@ -204,64 +208,110 @@ impl Worker {
 /// A connection while a transaction or a query runs on it.
 struct Session<'w> {
     runtime: &'w Runtime,
-    connection: RefCell<PgConnection>,
+    link: RefCell<&'w mut Link>,
+    /// What was not sent yet.
+    kept: RefCell<Kept>,
+    /// Whether anything was sent.
+    sent: Mutable<bool>,
+    /// Of the first statement that failed.
     failure: Mutable<Option<Failure>>,
+    /// Whether the connection is of no use any more.
+    broken: Mutable<bool>,
+}
+
+/// Statements that are kept back.
+#[derive(Default)]
+struct Kept {
+    parts: Vec<Part>,
+    bytes: usize,
 }
 
 impl Session<'_> {
-    fn end(self) -> (PgConnection, Option<Failure>) {
-        (self.connection.into_inner(), self.failure.into_inner())
-    }
-
     /// Refuses for a failed statement, and remembers what became of the transaction.
-    fn refuse(&self, error: &sqlx::Error) -> Refusal {
-        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-        self.failure.set(Some(match (error, code.as_deref()) {
-            (_, Some("40001" | "40P01")) => Failure::GivenUp,
-            (_, Some("57P01" | "57P02" | "57P03" | "25P03")) => Failure::Disconnected,
-            (_, Some(_)) => Failure::Wrong,
-            (sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed, None) => {
-                Failure::Disconnected
-            }
-            _ => Failure::Wrong,
-        }));
-        failed(error)
-    }
-
-    fn raw(&self, statement: &'static str) -> Result<()> {
-        let mut connection = self.connection.borrow_mut();
-        self.runtime.block_on(connection.execute(statement)).map(drop).map_err(|e| self.refuse(&e))
-    }
-
-    fn rows(&self, statement: &'static str, values: &[Value<'_>]) -> Result<Vec<PgRow>> {
-        let query = sqlx::query_with(statement, arguments(values)?);
-        let mut connection = self.connection.borrow_mut();
-        self.runtime.block_on(query.fetch_all(&mut *connection)).map_err(|e| self.refuse(&e))
-    }
-}
-
-fn arguments(values: &[Value<'_>]) -> Result<PgArguments> {
-    let mut arguments = PgArguments::default();
-    for value in values {
-        let added = match value {
-            Value::Integer(number) => arguments.add(*number),
-            Value::Text(text) => arguments.add(*text),
-            Value::Blob(bytes) => arguments.add(*bytes),
+    fn refuse(&self, error: &Error) -> Refusal {
+        let failure = match error.code() {
+            Some(code) if *code == SqlState::T_R_SERIALIZATION_FAILURE || *code == SqlState::T_R_DEADLOCK_DETECTED => Failure::GivenUp,
+            // Ended by an operator, with its server, or for having stood still.
+            Some(code) if matches!(code.code(), "57P01" | "57P02" | "57P03" | "25P03") => Failure::Disconnected,
+            Some(_) => Failure::Wrong,
+            None => Failure::Disconnected,
         };
-        added.map_err(|e| failed(&e))?;
+        self.broken.set(self.broken.get() || failure == Failure::Disconnected);
+        self.failure.set(self.failure.get().or(Some(failure)));
+        failed(&Told(error))
     }
-    Ok(arguments)
+
+    fn part(&self, statement: &'static str, values: &[Value<'_>]) -> Result<Part> {
+        let mut link = self.link.borrow_mut();
+        match link.known(statement, values) {
+            Some(part) => Ok(part),
+            None => self.runtime.block_on(link.prepare(statement, values)).map_err(|e| self.refuse(&e)),
+        }
+    }
+
+    /// Sends what was kept back and this; the answer to this.
+    fn ask(&self, statement: &'static str, values: &[Value<'_>]) -> Result<Answer> {
+        let part = self.part(statement, values)?;
+        let mut parts = self.kept.take().parts;
+        parts.push(part);
+        self.sent.set(true);
+        self.runtime.block_on(self.link.borrow().send(parts)).map_err(|(_, error)| self.refuse(&error))
+    }
+
+    fn commit(&self) -> Result<()> {
+        let part = self.part("COMMIT", &[])?;
+        let mut parts = self.kept.take().parts;
+        let link = self.link.borrow();
+        if !self.sent.get() && parts.len() == 1 {
+            return Ok(()); // Nothing but its beginning.
+        }
+        // Nobody knows what became of a message with the commit in it that is lost: none goes to a connection that ended before.
+        if self.runtime.block_on(link.is_closed()) {
+            self.broken.set(true);
+            self.failure.set(Some(Failure::Disconnected));
+            return Err(lost());
+        }
+        let commit = parts.len();
+        parts.push(part);
+        self.sent.set(true);
+        self.runtime.block_on(link.send(parts)).map(drop).map_err(|(at, error)| {
+            let refusal = self.refuse(&error);
+            // It was asked for and not answered: whether it happened shows when the caller asks again.
+            if self.failure.get() == Some(Failure::Disconnected) && (at == commit || error.code().is_none()) {
+                self.failure.set(Some(Failure::Wrong));
+            }
+            refusal
+        })
+    }
+
+    fn roll_back(&self) {
+        self.kept.take();
+        if self.sent.get() && !self.broken.get() && self.ask("ROLLBACK", &[]).is_err() {
+            self.broken.set(true);
+        }
+    }
 }
 
 impl Tx for Session<'_> {
+    fn put(&self, statement: &'static str, values: &[Value<'_>]) -> Result<()> {
+        let part = self.part(statement, values)?;
+        let mut kept = self.kept.borrow_mut();
+        kept.bytes += part.bytes();
+        kept.parts.push(part);
+        if kept.parts.len() < KEPT.0 && kept.bytes < KEPT.1 {
+            return Ok(());
+        }
+        let parts = std::mem::take(&mut *kept).parts;
+        self.sent.set(true);
+        self.runtime.block_on(self.link.borrow().send(parts)).map(drop).map_err(|(_, error)| self.refuse(&error))
+    }
+
     fn execute(&self, statement: &'static str, values: &[Value<'_>]) -> Result<u64> {
-        let query = sqlx::query_with(statement, arguments(values)?);
-        let mut connection = self.connection.borrow_mut();
-        self.runtime.block_on(query.execute(&mut *connection)).map(|done| done.rows_affected()).map_err(|e| self.refuse(&e))
+        self.ask(statement, values).map(|answer| answer.changed)
     }
 
     fn query(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()> {
-        for row in self.rows(statement, values)? {
+        for row in self.ask(statement, values)?.rows {
             if !read(&row)? {
                 break;
             }
@@ -273,8 +323,12 @@ impl Tx for Session<'_> {
         self.query(statement, values, read)
     }
 
+    fn lock(&self, statement: &'static str, values: &[Value<'_>]) -> Result<()> {
+        self.put(statement, values)
+    }
+
     fn alone(&self, lock: Lock) -> Result<()> {
-        self.rows("SELECT pg_advisory_xact_lock($1)", &[Value::from(lock as i64)]).map(drop)
+        self.put("SELECT pg_advisory_xact_lock($1)", &[Value::from(lock as i64)])
     }
 
     fn next_entry(&self) -> Result<i64> {
@@ -282,23 +336,6 @@ impl Tx for Session<'_> {
     }
 
     fn entries_up_to(&self, last: i64) -> Result<()> {
-        self.rows("SELECT setval('entry_numbers', $1 + 1, false)", &[Value::from(last)]).map(drop)
-    }
-}
-
-impl Row for PgRow {
-    fn cell(&self, column: &str) -> Result<Cell<'_>> {
-        let value = self.try_get_raw(column).map_err(|e| failed(&e))?;
-        if value.is_null() {
-            return Ok(Cell::Null);
-        }
-        let bytes = value.as_bytes().map_err(|e| failed(&e))?;
-        match value.type_info().name() {
-            "INT8" => bytes.try_into().map(|b| Cell::Integer(i64::from_be_bytes(b))).map_err(|_| unreadable()),
-            "INT4" => bytes.try_into().map(|b| Cell::Integer(i32::from_be_bytes(b).into())).map_err(|_| unreadable()),
-            "TEXT" => std::str::from_utf8(bytes).map(Cell::Text).map_err(|_| unreadable()),
-            "BYTEA" => Ok(Cell::Blob(bytes)),
-            _ => Err(unreadable()),
-        }
+        self.put("SELECT setval('entry_numbers', $1 + 1, false)", &[Value::from(last)])
     }
 }

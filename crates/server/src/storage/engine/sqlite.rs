@@ -172,6 +172,11 @@ fn transact<T>(connection: &mut Connection, transaction: impl Transaction<T>) ->
 }
 
 impl Tx for Connection {
+    fn put(&self, statement: &'static str, values: &[Value<'_>]) -> Result<()> {
+        let mut prepared = prepare(self, statement, values)?;
+        prepared.raw_execute().map(drop).map_err(|e| failed(&e))
+    }
+
     fn execute(&self, statement: &'static str, values: &[Value<'_>]) -> Result<u64> {
         let mut prepared = prepare(self, statement, values)?;
         prepared.raw_execute().map(|changed| changed as u64).map_err(|e| failed(&e))
@@ -190,6 +195,10 @@ impl Tx for Connection {
 
     fn query_locked(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()> {
         self.query(statement.trim_end_matches(" FOR UPDATE"), values, read) // There is one writer.
+    }
+
+    fn lock(&self, _: &'static str, _: &[Value<'_>]) -> Result<()> {
+        Ok(()) // There is one writer.
     }
 
     fn alone(&self, _: Lock) -> Result<()> {

@@ -7,6 +7,7 @@ mod log;
 mod money;
 mod orders;
 mod payments;
+mod pipeline;
 mod rest;
 mod walks;
 
@@ -59,6 +60,10 @@ tests! {
     payments::a_card_is_asked_under_one_attempt_until_it_is_declined,
     payments::what_a_card_holds_is_captured_only_when_it_was_taken_and_goes_back_to_the_card,
     payments::what_a_card_holds_for_an_order_that_came_to_nothing_is_let_go_although_nobody_agreed,
+    pipeline::a_failure_among_changes_nobody_looks_at_undoes_all_of_them_and_is_the_one_that_is_named,
+    pipeline::a_change_nobody_looked_at_is_seen_by_the_query_that_follows_and_gone_with_a_refusal,
+    pipeline::more_changes_than_are_kept_back_at_once_happen_together_or_not_at_all,
+    pipeline::nothing_is_written_outside_of_a_transaction,
     rest::a_release_is_new_and_its_sequence_rises,
     rest::two_uploads_of_one_version_publish_it_once,
     rest::a_common_package_is_made_once,

@@ -1,0 +1,260 @@
+//! One connection: how it comes about, what is prepared on it, and statements that go to the server in one message.
+
+use super::tls::{self, Files};
+use crate::storage::engine::failed;
+use crate::storage::sql::{Cell, Row, Value, unreadable};
+use bytes::BytesMut;
+use chipbound_wire::{Code, Refusal, Result};
+use futures_core::Stream;
+use sqlx::ConnectOptions as _;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::{Client, Config, Error, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// How long a connection may take to come about.
+pub(super) const CONNECT: Duration = Duration::from_secs(10);
+/// What bounds a statement, a wait for a lock, and a transaction whose server instance stands still. Every statement finds its rows by
+/// a key, so that one plan is as good as another: it is made once. Nothing is written outside of a transaction that says at its
+/// beginning that it writes: where that beginning fails, what follows it in one message does too.
+const SESSION: [(&str, &str); 5] = [
+    ("statement_timeout", "60s"),
+    ("lock_timeout", "20s"),
+    ("idle_in_transaction_session_timeout", "60s"),
+    ("plan_cache_mode", "force_generic_plan"),
+    ("default_transaction_read_only", "on"),
+];
+/// A commit that is answered is on the disk, whatever the server's default is.
+const DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+
+/// A database server, and how to reach it.
+pub(super) struct Server {
+    config: Config,
+    tls: MakeRustlsConnect,
+}
+
+impl Server {
+    /// The server of these options. [`Code::ConfigInvalid`] where a file that they name does not serve.
+    pub(super) fn new(options: &PgConnectOptions) -> Result<Self> {
+        let options = options.clone().options(SESSION);
+        let mut config = Config::new();
+        match options.get_socket() {
+            Some(folder) => config.host_path(folder),
+            None => config.host(options.get_host()),
+        };
+        config.port(options.get_port()).user(options.get_username()).application_name("chipbound-server");
+        config.dbname(options.get_database().unwrap_or(options.get_username()));
+        config.options(options.get_options().unwrap_or_default()).ssl_mode(match options.get_ssl_mode() {
+            PgSslMode::Disable | PgSslMode::Allow => SslMode::Disable,
+            PgSslMode::Prefer => SslMode::Prefer,
+            PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull => SslMode::Require,
+        });
+        // What the options do not show they write down.
+        let url = options.to_url_lossy();
+        if let Some((password, _)) = url.password().and_then(|encoded| form_urlencoded::parse(encoded.as_bytes()).next()) {
+            config.password(password.as_bytes());
+        }
+        let named = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, file)| file.into_owned());
+        let files = Files { roots: named("sslrootcert"), certificate: named("sslcert"), key: named("sslkey") };
+        Ok(Self { config, tls: MakeRustlsConnect::new(tls::config(options.get_ssl_mode(), &files)?) })
+    }
+
+    /// A new connection, driven by the runtime in which this is called. [`Code::DatabaseUnavailable`].
+    pub(super) async fn connect(&self) -> Result<Link> {
+        let connected = tokio::time::timeout(CONNECT, self.config.connect(self.tls.clone())).await;
+        let connected = connected.map_err(|_| Refusal::new(Code::DatabaseUnavailable, "the database server does not answer"))?;
+        let (client, connection) = connected
+            .map_err(|e| Refusal::new(Code::DatabaseUnavailable, format!("the database server cannot be reached: {}", Told(&e))))?;
+        let driver = tokio::spawn(async move { drop(connection.await) }); // How it ends shows in what is asked of it.
+        let link = Link { client, driver, prepared: HashMap::new() };
+        link.client.batch_execute(DURABLE).await.map_err(|e| failed(&Told(&e)))?;
+        Ok(link)
+    }
+}
+
+/// An error with what it was made of: alone it only says where it happened.
+pub(super) struct Told<'e>(pub(super) &'e Error);
+
+impl std::fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.0.as_db_error(), self.0.source()) {
+            (Some(said), _) => f.write_str(said.message()), // Its details name values.
+            (None, Some(source)) => write!(f, "{}: {source}", self.0),
+            (None, None) => write!(f, "{}", self.0),
+        }
+    }
+}
+
+/// A connection.
+pub(super) struct Link {
+    client: Client,
+    driver: JoinHandle<()>,
+    prepared: HashMap<&'static str, Statement>,
+}
+
+/// A statement with its values, ready to be sent.
+pub(super) struct Part {
+    statement: Statement,
+    values: Vec<Bound>,
+}
+
+impl Part {
+    /// The bytes of its values.
+    pub(super) fn bytes(&self) -> usize {
+        let size = |value: &Bound| match value {
+            Bound::Integer(_) => size_of::<i64>(),
+            Bound::Text(text) => text.as_ref().map_or(0, String::len),
+            Bound::Blob(bytes) => bytes.as_ref().map_or(0, Vec::len),
+        };
+        self.values.iter().map(size).sum()
+    }
+}
+
+/// What a statement found or changed.
+#[derive(Default)]
+pub(super) struct Answer {
+    pub(super) rows: Vec<tokio_postgres::Row>,
+    pub(super) changed: u64,
+}
+
+impl Link {
+    /// Whether the server was seen to have closed it.
+    pub(super) async fn is_closed(&self) -> bool {
+        // Once to hear from the network, once for the connection to take it in.
+        for _ in 0..2 {
+            tokio::task::yield_now().await;
+        }
+        self.client.is_closed()
+    }
+
+    /// Closes it at once, and with it ends a transaction that is open.
+    pub(super) async fn close(self) {
+        self.driver.abort();
+        let _ = self.driver.await; // It was aborted.
+    }
+
+    /// A statement with these values, if it was prepared before.
+    pub(super) fn known(&self, statement: &str, values: &[Value<'_>]) -> Option<Part> {
+        Some(Part { statement: self.prepared.get(statement)?.clone(), values: values.iter().map(Bound::from).collect() })
+    }
+
+    /// Prepares a statement that is seen for the first time.
+    pub(super) async fn prepare(&mut self, statement: &'static str, values: &[Value<'_>]) -> std::result::Result<Part, Error> {
+        let kinds: Vec<_> = values.iter().map(kind).collect();
+        let prepared = self.client.prepare_typed(statement, &kinds).await?;
+        self.prepared.insert(statement, prepared.clone());
+        Ok(Part { statement: prepared, values: values.iter().map(Bound::from).collect() })
+    }
+
+    /// Sends all parts in one message, and waits for all answers; that of the last. The first that fails counts, with its place: those
+    /// after it fail for it.
+    pub(super) async fn send(&self, parts: Vec<Part>) -> std::result::Result<Answer, (usize, Error)> {
+        let mut asked: Vec<_> = parts.into_iter().map(|part| Box::pin(self.ask(part))).collect();
+        // Each is in the message once it was polled.
+        let mut early = poll_fn(|context| {
+            let ready = asked.iter_mut().map(|asked| match asked.as_mut().poll(context) {
+                Poll::Ready(answer) => Some(answer),
+                Poll::Pending => None,
+            });
+            Poll::Ready(ready.collect::<Vec<_>>())
+        })
+        .await;
+        let (mut last, mut failure) = (Answer::default(), None);
+        for (at, (early, asked)) in early.iter_mut().zip(asked).enumerate() {
+            let answer = match early.take() {
+                Some(answer) => answer,
+                None => asked.await,
+            };
+            match answer {
+                Ok(answer) => last = answer,
+                Err(error) => failure = failure.or(Some((at, error))),
+            }
+        }
+        failure.map_or(Ok(last), Err)
+    }
+
+    async fn ask(&self, part: Part) -> std::result::Result<Answer, Error> {
+        let mut rows = pin!(self.client.query_raw(&part.statement, part.values).await?);
+        let mut answer = Answer::default();
+        while let Some(row) = poll_fn(|context| rows.as_mut().poll_next(context)).await {
+            answer.rows.push(row?);
+        }
+        answer.changed = rows.rows_affected().unwrap_or_default();
+        Ok(answer)
+    }
+}
+
+/// A value of our own, so that it can wait.
+#[derive(Debug)]
+enum Bound {
+    Integer(Option<i64>),
+    Text(Option<String>),
+    Blob(Option<Vec<u8>>),
+}
+
+fn kind(value: &Value<'_>) -> Type {
+    match value {
+        Value::Integer(_) => Type::INT8,
+        Value::Text(_) => Type::TEXT,
+        Value::Blob(_) => Type::BYTEA,
+    }
+}
+
+impl From<&Value<'_>> for Bound {
+    fn from(value: &Value<'_>) -> Self {
+        match value {
+            Value::Integer(number) => Self::Integer(*number),
+            Value::Text(text) => Self::Text(text.map(str::to_owned)),
+            Value::Blob(bytes) => Self::Blob(bytes.map(<[u8]>::to_vec)),
+        }
+    }
+}
+
+impl ToSql for Bound {
+    fn to_sql(&self, kind: &Type, out: &mut BytesMut) -> std::result::Result<IsNull, Box<dyn StdError + Sync + Send>> {
+        match self {
+            Self::Integer(number) => number.to_sql(kind, out),
+            Self::Text(text) => text.to_sql(kind, out),
+            Self::Blob(bytes) => bytes.to_sql(kind, out),
+        }
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        matches!(*kind, Type::INT8 | Type::TEXT | Type::BYTEA)
+    }
+
+    to_sql_checked!();
+}
+
+impl<'a> FromSql<'a> for Cell<'a> {
+    fn from_sql(kind: &Type, bytes: &'a [u8]) -> std::result::Result<Self, Box<dyn StdError + Sync + Send>> {
+        match *kind {
+            Type::INT8 => i64::from_sql(kind, bytes).map(Cell::Integer),
+            Type::INT4 => i32::from_sql(kind, bytes).map(|number| Cell::Integer(number.into())),
+            Type::TEXT => <&str>::from_sql(kind, bytes).map(Cell::Text),
+            _ => Ok(Cell::Blob(bytes)),
+        }
+    }
+
+    fn from_sql_null(_: &Type) -> std::result::Result<Self, Box<dyn StdError + Sync + Send>> {
+        Ok(Cell::Null)
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        matches!(*kind, Type::INT8 | Type::INT4 | Type::TEXT | Type::BYTEA)
+    }
+}
+
+impl Row for tokio_postgres::Row {
+    fn cell(&self, column: &str) -> Result<Cell<'_>> {
+        self.try_get(column).map_err(|_| unreadable())
+    }
+}

@@ -1,0 +1,112 @@
+//! Statements that are kept back and go to the database in one message.
+
+use super::fixture::{BUYER, Fixture, NOW, Place};
+use crate::storage::sql::{Tx, first, number, unreadable, values};
+use crate::storage::{Accounts, Orders};
+use chipbound_testkit::postgres::Cluster;
+use chipbound_wire::api::OrderState;
+use chipbound_wire::{Code, Digest, OrderId};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const CANCEL: &str = "UPDATE orders SET state = 'cancelled' WHERE order_id = $1";
+
+pub(super) async fn a_failure_among_changes_nobody_looks_at_undoes_all_of_them_and_is_the_one_that_is_named(books: Fixture) {
+    books.place(1, "key", b"p").await.expect("an order");
+    let order = OrderId([1; 16]);
+    let fails = move |tx: &dyn Tx| {
+        tx.put(CANCEL, values![&order])?;
+        tx.put("INSERT INTO sellers (seller, receipts) VALUES ($1, -1)", values![&BUYER])?;
+        tx.put("UPDATE orders SET holds = -1", &[])
+    };
+    let refusal = books.repository.write(fails).await.expect_err("a constraint");
+    assert_eq!(refusal.code, Code::Database);
+    assert!(refusal.detail.contains("receipts") && !refusal.detail.contains("holds"), "{}", refusal.detail);
+    assert_eq!(books.state(1).await, OrderState::Confirmed);
+    // The same where a query comes after it, whatever is made of its refusal.
+    let looks_away = move |tx: &dyn Tx| {
+        tx.put(CANCEL, values![&order])?;
+        let failed = tx.put("INSERT INTO sellers (seller, receipts) VALUES ($1, -1)", values![&BUYER]);
+        let found = failed.and_then(|()| number(tx, "SELECT count(*) AS n FROM orders", &[]));
+        Err::<(), _>(found.expect_err("the failure before it"))
+    };
+    let refusal = books.repository.write(looks_away).await.expect_err("a constraint");
+    assert!(refusal.detail.contains("receipts"), "{}", refusal.detail);
+    assert_eq!(books.state(1).await, OrderState::Confirmed);
+    books.repository.cancel(BUYER, order, NOW).await.expect("the connection goes on");
+}
+
+pub(super) async fn a_change_nobody_looked_at_is_seen_by_the_query_that_follows_and_gone_with_a_refusal(books: Fixture) {
+    books.place(1, "key", b"p").await.expect("an order");
+    let order = OrderId([1; 16]);
+    let refused = move |tx: &dyn Tx| {
+        tx.put(CANCEL, values![&order])?;
+        let state = first(tx, "SELECT state FROM orders WHERE order_id = $1", values![&order], |row| row.text("state"))?;
+        assert_eq!(state.as_deref(), Some("cancelled"));
+        Err::<(), _>(unreadable())
+    };
+    books.repository.write(refused).await.expect_err("refused");
+    assert_eq!(books.state(1).await, OrderState::Confirmed);
+}
+
+pub(super) async fn more_changes_than_are_kept_back_at_once_happen_together_or_not_at_all(books: Fixture) {
+    let many = |refused: bool| {
+        move |tx: &dyn Tx| {
+            for n in 0..1000_u32 {
+                let token = Digest::of(&n.to_be_bytes());
+                tx.put("INSERT INTO sessions (token, account, expires_at) VALUES ($1, $2, 7)", values![&token, &BUYER])?;
+            }
+            if refused { Err(unreadable()) } else { Ok(()) }
+        }
+    };
+    books.repository.write(many(true)).await.expect_err("refused");
+    assert_eq!(books.scalar("SELECT count(*) FROM sessions"), 0);
+    books.repository.write(many(false)).await.expect("done");
+    assert_eq!(books.scalar("SELECT count(*) FROM sessions"), 1000);
+}
+
+pub(super) async fn nothing_is_written_outside_of_a_transaction(books: Fixture) {
+    books.place(1, "key", b"p").await.expect("an order");
+    let write = |books: &dyn Tx| books.execute("UPDATE orders SET state = 'cancelled'", &[]);
+    assert_eq!(books.repository.read(write).await.expect_err("only a query").code, Code::Database);
+    assert_eq!(books.state(1).await, OrderState::Confirmed);
+}
+
+/// Ends every connection to a database, and waits until they are gone.
+fn cut(database: &str) {
+    let others = format!("FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid()");
+    Cluster::shared().sql("postgres", &format!("SELECT pg_terminate_backend(pid, 10000) {others}")).expect("they are cut");
+}
+
+#[tokio::test]
+async fn a_connection_cut_between_two_messages_of_a_transaction_leaves_nothing_and_it_is_run_again() {
+    let books = Fixture::on_postgres().await;
+    let Place::Database(database) = &books.place else { panic!("it is on PostgreSQL") };
+    let (database, attempts) = (database.clone(), Arc::new(AtomicU32::new(0)));
+    books.place(1, "key", b"p").await.expect("an order");
+    let counted = attempts.clone();
+    let transaction = move |tx: &dyn Tx| {
+        tx.put("UPDATE orders SET holds = holds + 1", &[])?;
+        let holds = number(tx, "SELECT holds AS n FROM orders", &[])?;
+        if counted.fetch_add(1, Ordering::Relaxed) == 0 {
+            cut(&database);
+        }
+        tx.put("UPDATE orders SET holds = holds + 10", &[])?;
+        Ok(holds)
+    };
+    assert_eq!(books.repository.write(transaction).await.expect("run again"), 1, "nothing of the first attempt is there");
+    assert_eq!(attempts.load(Ordering::Relaxed), 2);
+    assert_eq!(books.scalar("SELECT holds FROM orders"), 11);
+}
+
+#[tokio::test]
+async fn a_transaction_of_one_message_is_not_lost_on_connections_that_ended_while_nobody_used_them() {
+    let books = Fixture::on_postgres().await;
+    let Place::Database(database) = &books.place else { panic!("it is on PostgreSQL") };
+    books.repository.open_session(BUYER, Digest([1; 32]), NOW, 9).await.expect("a session");
+    for n in 2..9 {
+        cut(database);
+        books.repository.open_session(BUYER, Digest([n; 32]), NOW, 9).await.expect("another, on a new connection");
+    }
+    assert_eq!(books.scalar("SELECT count(*) FROM sessions"), 8);
+}
