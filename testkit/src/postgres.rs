@@ -1,25 +1,32 @@
 //! A PostgreSQL cluster of the tests' own: in a folder of its own, on a unix socket alone, gone with whoever started it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// Makes and runs the cluster until standard input ends, which it does when the process at its other end is gone, however it went.
+/// Makes and runs the cluster until standard input ends, which it does when the process at its other end is gone, however it went. A
+/// line there is a signal that ends PostgreSQL, or `start`; each is answered by a line.
 const SUPERVISOR: &str = r#"
 set -eu
 folder=$1 bin=$2 fsync=$3
+begin() {
+    "$bin/postgres" -D "$folder/data" -k "$folder" -c listen_addresses= -c fsync="$fsync" -c max_connections=400 >>"$folder/log" 2>&1 &
+    server=$!
+    # Processes of one that was killed may still hold its memory for a moment: it ends then, and begins once more.
+    until "$bin/pg_isready" -q -h "$folder"; do kill -0 $server 2>/dev/null || { sleep 0.1; begin; return; }; sleep 0.05; done
+    echo ready
+}
 "$bin/initdb" -D "$folder/data" -A trust -U chipbound --no-sync -E UTF8 --locale=C >/dev/null
-"$bin/postgres" -D "$folder/data" -k "$folder" -c listen_addresses= -c fsync="$fsync" -c max_connections=400 >"$folder/log" 2>&1 &
-server=$!
-until "$bin/pg_isready" -q -h "$folder"; do kill -0 $server; sleep 0.05; done
-echo ready
-cat >/dev/null
-kill -QUIT $server
-wait $server || true
-rm -rf "$folder"
+begin
+while read -r wanted; do
+    if [ "$wanted" = start ]; then begin; else kill -s "$wanted" $server; wait $server 2>/dev/null || true; echo ended; fi
+done
+kill -QUIT $server 2>/dev/null || true
+wait $server 2>/dev/null || true
+until rm -rf "$folder" 2>/dev/null; do sleep 0.1; done
 "#;
 
 /// A running cluster. Dropped, it ends and leaves nothing.
@@ -27,6 +34,8 @@ rm -rf "$folder"
 pub struct Cluster {
     folder: PathBuf,
     supervisor: Child,
+    /// To the supervisor and from it; none any more when the cluster ends.
+    line: Mutex<Option<(ChildStdin, BufReader<ChildStdout>)>>,
     databases: AtomicU32,
 }
 
@@ -55,10 +64,10 @@ impl Cluster {
         command.args(["-c", SUPERVISOR, "sh"]).arg(&folder).arg(bin).arg(if durable { "on" } else { "off" });
         command.process_group(0); // Whoever kills the tests with their group leaves it to clear up.
         let mut supervisor = command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a shell");
-        let mut ready = String::new();
-        BufReader::new(supervisor.stdout.take().expect("piped")).read_line(&mut ready).expect("a line");
-        assert_eq!(ready, "ready\n", "PostgreSQL started");
-        Self { folder, supervisor, databases: AtomicU32::new(0) }
+        let line = (supervisor.stdin.take().expect("piped"), BufReader::new(supervisor.stdout.take().expect("piped")));
+        let cluster = Self { folder, supervisor, line: Mutex::new(Some(line)), databases: AtomicU32::new(0) };
+        cluster.hears("ready");
+        cluster
     }
 
     /// One cluster for all tests of this process; commits do not reach the disk.
@@ -122,6 +131,47 @@ impl Cluster {
         std::fs::rename(self.folder.join("away"), self.socket()).expect("it was away");
     }
 
+    /// Shuts it down in the middle of whatever it does: whoever is connected is cut off, nothing is finished, and it begins from its log.
+    ///
+    /// # Panics
+    /// Where it does not run.
+    pub fn shut_down_at_once(&self) {
+        self.says("QUIT");
+        self.hears("ended");
+    }
+
+    /// Kills its first process (SIGKILL); the others notice that and end.
+    ///
+    /// # Panics
+    /// Where it does not run.
+    pub fn kill(&self) {
+        self.says("KILL");
+        self.hears("ended");
+    }
+
+    /// Starts it again, and returns when it has recovered and serves.
+    ///
+    /// # Panics
+    /// Where it was not ended.
+    pub fn start_again(&self) {
+        self.says("start");
+        self.hears("ready");
+    }
+
+    fn says(&self, wanted: &str) {
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let (to, _) = line.as_mut().expect("it ends with the cluster");
+        writeln!(to, "{wanted}").expect("the supervisor reads");
+    }
+
+    fn hears(&self, wanted: &str) {
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, from) = line.as_mut().expect("it ends with the cluster");
+        let mut heard = String::new();
+        from.read_line(&mut heard).expect("a line");
+        assert_eq!(heard.trim_end(), wanted, "PostgreSQL's supervisor");
+    }
+
     fn socket(&self) -> PathBuf {
         self.folder.join(".s.PGSQL.5432")
     }
@@ -129,7 +179,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        drop(self.supervisor.stdin.take());
+        *self.line.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
         let _ = self.supervisor.wait(); // It ends by itself.
     }
 }

@@ -74,11 +74,27 @@ async fn compare(api: &Api, one: &Checkpoint, other: &Checkpoint) -> Result<()> 
     verify_consistency(old.size, &old.root, new.size, &new.root, &proof)
 }
 
-/// An unreachable server is that; whatever else it answers, it does not show that its log goes on.
+/// A server that cannot be reached, or cannot reach its books, is that; whatever else it answers, it does not show that its log goes on.
 fn not_shown(refusal: Refusal) -> Refusal {
+    use Code as C;
     match refusal.code {
-        Code::ServerUnreachable | Code::ServerUntrusted | Code::TimedOut | Code::PathTruncated | Code::Busy | Code::RateLimited => refusal,
-        _ => Refusal::new(Code::LogInconsistent, format!("the server does not show how its log goes on ({})", refusal.detail))
-            .because(refusal),
+        C::ServerUnreachable | C::ServerUntrusted | C::TimedOut | C::PathTruncated | C::Busy | C::RateLimited | C::DatabaseUnavailable => {
+            refusal
+        }
+        _ => {
+            Refusal::new(C::LogInconsistent, format!("the server does not show how its log goes on ({})", refusal.detail)).because(refusal)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_without_its_books_is_not_accused_of_another_log() {
+        let shown = |code| not_shown(Refusal::new(code, "said the server")).code;
+        assert_eq!([Code::DatabaseUnavailable, Code::Busy].map(shown), [Code::DatabaseUnavailable, Code::Busy]);
+        assert_eq!([Code::NotFound, Code::Internal].map(shown), [Code::LogInconsistent; 2]);
     }
 }

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{SERVER, World, good, json_lines};
+use common::{SERVER, World, audited, good};
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -56,13 +56,6 @@ fn all_traced(pid: u32) -> Option<bool> {
     });
     let first = traced.next()?;
     traced.all(|other| other == first).then_some(first)
-}
-
-/// The auditor's word on the books.
-fn audited(world: &World) {
-    let config = world.folder.path().join("server/server.toml");
-    let audit = good(Command::new(common::CHIPBOUND).args(["--json", "server", "audit", "--config"]).arg(config));
-    assert_eq!(json_lines(&audit).last().unwrap()["clean"], true);
 }
 
 /// Buys while the server's calls fail as `inject` says, then once more without.

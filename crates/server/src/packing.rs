@@ -123,7 +123,13 @@ impl<R: Repository> Packing<'_, R> {
         let content = ContentKey::from_bytes(&self.server.kek.open(&parcel_key_context(&stored.order), &stored.content_key)?)?;
         let sealed = match (whole, &stored.blob) {
             (true, _) => None,
-            (false, Some(blob)) => Some(self.runtime.block_on(self.server.blobs.read(blob))?),
+            (false, Some(blob)) => match self.runtime.block_on(self.server.blobs.read(blob)) {
+                Ok(file) => Some(file),
+                Err(refusal) => {
+                    tracing::warn!(order = %stored.order, %refusal, "what was sealed of a delivery is not there: it begins anew");
+                    return Ok(None);
+                }
+            },
             (false, None) => match self.common_ciphertext(&stored)? {
                 Some(file) => Some(file),
                 None => return Ok(None),

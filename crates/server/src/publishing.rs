@@ -11,7 +11,7 @@ use chipbound_wire::limits::MAX_PROGRAM;
 use chipbound_wire::random::fresh;
 use chipbound_wire::signed::{Verified, read_claims, verify_document};
 use chipbound_wire::suite::{Format, Profile};
-use chipbound_wire::{Amount, Code, Digest, Hex, Refusal, Result, SystemRandom};
+use chipbound_wire::{Amount, Code, Digest, Fault, Hex, Refusal, Result, SystemRandom};
 use std::fs::File;
 use tokio::io::AsyncRead;
 
@@ -66,10 +66,23 @@ impl<R: Repository> Server<R> {
             blob: blob.name.clone(),
             published_at: self.now(),
         };
-        self.repository.publish(upload, &release).await?;
-        blob.published();
+        self.record(upload, &release, blob).await?;
         tracing::info!(program = %release.program, version = release.version, size, "published");
         Ok(Published { sealed_bytes: release.sealed_bytes, release: described(&release)? })
+    }
+
+    /// Records a release whose plaintext is on the disk. That goes on where whoever asked goes away; and the plaintext stays wherever the
+    /// release may be on record, though nobody said so: the next start removes it if it is not.
+    async fn record(&self, upload: &str, release: &StoredRelease, plaintext: Unpublished) -> Result<()> {
+        let (repository, upload, release) = (self.repository.clone(), upload.to_owned(), release.clone());
+        let recording = tokio::spawn(async move {
+            let recorded = repository.publish(&upload, &release).await;
+            if !matches!(&recorded, Err(refusal) if matches!(refusal.code.fault(), Fault::Caller | Fault::Denied)) {
+                plaintext.published();
+            }
+            recorded
+        });
+        recording.await.map_err(|e| Refusal::new(Code::Internal, "recording a release failed").because(e))?
     }
 
     /// A page of the newest releases of each program, by program id.

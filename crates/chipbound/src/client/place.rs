@@ -89,7 +89,9 @@ fn checked(pending: Pending, order: Order, wish: &Wish, buyer: Buyer, trust: &Tr
     match verify_confirmation(&order, wish, buyer, &pending, trust) {
         Ok(confirmation) => Ok(Placed { pending, order, confirmation }),
         Err(refusal) => {
-            pending.done()?; // Nothing was agreed to; a wish that is mended places an order of its own.
+            if order.state == OrderState::Confirmed {
+                pending.done()?; // Nothing was agreed to; a wish that is mended places an order of its own.
+            }
             Err(refusal)
         }
     }
@@ -97,7 +99,9 @@ fn checked(pending: Pending, order: Order, wish: &Wish, buyer: Buyer, trust: &Tr
 
 /// The server's signature, and that the confirmation is what was asked for.
 fn verify_confirmation(order: &Order, wish: &Wish, buyer: Buyer, pending: &Pending, trust: &Trust) -> Result<Verified<Confirmation>> {
-    let confirmation: Verified<Confirmation> = verify_document(&order.confirmation.0, trust, now())?;
+    // What is paid outlives the certificate that it was confirmed with: its receipt is what counts from then on.
+    let at = if order.state.is_paid() { read_claims::<Confirmation>(&order.confirmation.0)?.issued_at } else { now() };
+    let confirmation: Verified<Confirmation> = verify_document(&order.confirmation.0, trust, at)?;
     let mismatch = |code, what: String| Err(Refusal::new(code, format!("the confirmation is not what was asked for: {what}")));
     if confirmation.order != order.order {
         return mismatch(Code::OrderMismatch, "it is for another order".to_owned());

@@ -6,7 +6,7 @@
 pub(crate) mod plain;
 
 use chipbound::api::Api;
-use chipbound::demo::world::World as Daemons;
+use chipbound::demo::world::{Daemon, World as Daemons};
 use chipbound::home::Home;
 use chipbound_wire::Code;
 use serde_json::Value;
@@ -51,10 +51,18 @@ impl World {
 
     /// The same with `exe` in the command's place: something that becomes the command in the end.
     pub(crate) fn start_by(exe: &Path, policy: &str, processors: usize) -> Self {
+        Self::start_on(exe, policy, processors, None)
+    }
+
+    /// The same with the books in the database of that URL.
+    pub(crate) fn start_on(exe: &Path, policy: &str, processors: usize, database: Option<&str>) -> Self {
         let folder = tempfile::Builder::new().prefix("chipbound-test-").tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let daemons = runtime.block_on(async {
-            let daemons = Daemons::start(exe, folder.path(), processors, policy).await.unwrap();
+            let mut daemons = Daemons::start(exe, folder.path(), processors, policy).await.unwrap();
+            if let Some(url) = database {
+                move_books(exe, &mut daemons, url).await;
+            }
             daemons.account("ada", "customer", PASSWORD, Some(DEPOSIT)).await.unwrap();
             daemons.account("acme", "vendor", PASSWORD, None).await.unwrap();
             daemons.log_in("ada", PASSWORD).await.unwrap();
@@ -151,6 +159,27 @@ impl World {
         names.sort();
         names
     }
+}
+
+/// Starts the server, which has nothing yet, anew: under the address that it had, with its books in another database.
+async fn move_books(exe: &Path, daemons: &mut Daemons, url: &str) {
+    let config = daemons.path("server/server.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let address = daemons.server_url.trim_start_matches("https://");
+    let moved = text.replacen("listen = \"127.0.0.1:0\"", &format!("listen = \"{address}\""), 1);
+    let moved = moved.replacen("# url = \"sqlite:server.db\"", &format!("url = \"{url}\""), 1);
+    std::fs::write(&config, moved).unwrap();
+    daemons.daemons[SERVER].stop();
+    let arguments = ["server".as_ref(), "run".as_ref(), "--config".as_ref(), config.as_os_str()];
+    daemons.daemons[SERVER] = Daemon::start(exe, &arguments, &daemons.path("server.log")).await.unwrap().0;
+}
+
+/// The auditor finds nothing in the books.
+#[track_caller]
+pub(crate) fn audited(world: &World) {
+    let config = world.folder.path().join("server/server.toml");
+    let audit = good(Command::new(CHIPBOUND).args(["--json", "server", "audit", "--config"]).arg(config));
+    assert_eq!(json_lines(&audit).last().unwrap()["clean"], true);
 }
 
 /// True in a process whose mounts are its own. Elsewhere it runs the test of that name once more in such a process, and the test has nothing

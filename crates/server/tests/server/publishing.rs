@@ -8,6 +8,10 @@ use chipbound_wire::certificate::Role;
 use chipbound_wire::documents::Manifest;
 use chipbound_wire::suite::{Format, Profile};
 use chipbound_wire::{Code, Digest, ProgramId};
+use std::time::Duration;
+
+/// Between two looks at what is on the disk.
+const LOOK: Duration = Duration::from_millis(10);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_catalogue_shows_only_the_newest_release() {
@@ -49,6 +53,48 @@ async fn a_plaintext_that_is_not_the_manifests_is_not_published_and_leaves_nothi
     }
     assert_eq!(left(), 1);
     assert_eq!(code(vera.upload(&announced.upload, &plain).await), Code::NotFound, "an upload is used once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vendor_who_goes_away_while_the_release_is_recorded_leaves_it_whole() {
+    let world = World::new().await;
+    let vera = world.log_in("vera").await;
+    let plain = sample(70_000);
+    let manifest = world.vendor.sign(&world.manifest("tool", "1.0", 1, &plain));
+    let new = NewRelease { manifest: Base64(manifest), price: eur(250) };
+    let plaintexts = || {
+        let names = std::fs::read_dir(world.folder.path().join("blobs/plain")).unwrap().map(|e| e.unwrap().file_name());
+        names.filter(|name| !name.to_string_lossy().contains('#')).count() // Unfinished ones have that in their names.
+    };
+    let published = async || vera.get::<Catalogue>("/v1/programs").await.unwrap().programs.len();
+    let mut cut_after = Duration::ZERO;
+    while published().await == 0 {
+        let announced: Upload = vera.post("/v1/releases", &new).await.unwrap();
+        // Another process has the books to itself, so that the plaintext is there and the release is not on record.
+        let books = rusqlite::Connection::open(world.folder.path().join("server.db")).unwrap();
+        books.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let cut = async {
+            while plaintexts() == 0 {
+                tokio::time::sleep(LOOK).await;
+            }
+            tokio::time::sleep(cut_after).await;
+        };
+        tokio::select! {
+            _ = vera.upload(&announced.upload, &plain) => panic!("it waits for the books"),
+            () = cut => {} // The vendor's connection goes with the request.
+        }
+        tokio::time::sleep(10 * LOOK).await; // The server notices.
+        books.execute_batch("ROLLBACK").unwrap();
+        // It was cut before it came to the books, or it is in them.
+        for _ in 0..200 {
+            if plaintexts() == published().await {
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        assert_eq!(plaintexts(), published().await, "cut after {cut_after:?}");
+        cut_after += 2 * LOOK;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -238,7 +238,10 @@ impl Session<'_> {
         };
         self.broken.set(self.broken.get() || failure == Failure::Disconnected);
         self.failure.set(self.failure.get().or(Some(failure)));
-        failed(&Told(error))
+        match failure {
+            Failure::Disconnected => Refusal::new(Code::DatabaseUnavailable, format!("the connection to the database broke: {}", Told(error))),
+            Failure::GivenUp | Failure::Wrong => failed(&Told(error)),
+        }
     }
 
     fn part(&self, statement: &'static str, values: &[Value<'_>]) -> Result<Part> {

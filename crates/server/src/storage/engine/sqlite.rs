@@ -5,12 +5,12 @@
 //! for each of them. A transaction that writes is one function that the writer's thread runs from BEGIN to COMMIT, because it waits
 //! for the disk. A query that a key answers runs where it is asked; one that may be long, on a thread for what blocks.
 
-use super::{Transaction, failed, lost, not_migrated};
+use super::{Transaction, lost, not_migrated};
 use crate::storage::sql::{Cell, Lock, Row, Tx, Value, first, unreadable};
 use chipbound_host::files::{PRIVATE, write_new};
-use chipbound_wire::{Refusal, Result};
+use chipbound_wire::{Code, Refusal, Result};
 use rusqlite::types::ValueRef;
-use rusqlite::{CachedStatement, Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _};
@@ -58,9 +58,9 @@ impl Sqlite {
             // SQLite gives its other files the mode of this one.
             write_new(path, b"", PRIVATE)?;
         }
-        let mut connection = SqliteConnectOptions::new().filename(path).connect().await.map_err(|e| failed(&e))?;
+        let mut connection = SqliteConnectOptions::new().filename(path).connect().await.map_err(|e| super::failed(&e))?;
         let migrated = MIGRATIONS.run(&mut connection).await.map_err(|e| not_migrated(&path.display().to_string(), e));
-        connection.close().await.map_err(|e| failed(&e))?;
+        connection.close().await.map_err(|e| super::failed(&e))?;
         migrated?;
         Self::connect(path)
     }
@@ -148,6 +148,14 @@ impl Readers {
         let connection = connect(&self.path)?;
         connection.pragma_update(None, "query_only", true).map_err(|e| failed(&e))?;
         Ok(connection)
+    }
+}
+
+/// A failed statement, or a file that another process holds for longer than a transaction waits.
+fn failed(error: &rusqlite::Error) -> Refusal {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy) => Refusal::new(Code::DatabaseUnavailable, "another process holds the database's file"),
+        _ => super::failed(error),
     }
 }
 
