@@ -14,10 +14,15 @@ const SWEEPS: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Starts the server anew, and waits until nothing is held any more or every order that nobody went on with ran out (`term`).
-pub(crate) fn settle<'a>(shop: &Shop, bought: impl Iterator<Item = &'a Bought>, term: Duration) -> Outcome<()> {
+pub(crate) fn settle<'a>(shop: &Shop, bought: impl Iterator<Item = &'a Bought> + Clone, term: Duration) -> Outcome<()> {
     shop.cards.no_more_faults();
     shop.kill_server(Duration::ZERO)?;
     let deadline = Instant::now() + term + SWEEPS;
+    let refunded: Vec<_> = bought.clone().filter_map(|one| one.refunded.as_ref()).collect();
+    let owes = || shop.cards.payments().iter().any(|p| p.captured > p.refunded && refunded.contains(&&p.order));
+    while Instant::now() < deadline && owes() {
+        std::thread::sleep(LOOK);
+    }
     for one in bought {
         while Instant::now() < deadline && (shop.account(&one.customer.user)?.held > 0 || cards_hold(shop)?) {
             std::thread::sleep(LOOK);
@@ -43,7 +48,8 @@ pub(crate) fn check(shop: &Shop, bought: &[Bought]) -> Outcome<Tally> {
         check_account(one, account, &mut tally);
     }
     check_numbers(&accounts, &mut tally);
-    check_cards(shop, &accounts, &mut tally)?;
+    let refunded: Vec<_> = bought.iter().filter_map(|one| one.refunded.as_ref()).collect();
+    check_cards(shop, &accounts, &refunded, &mut tally)?;
     let (audited, said) = shop.operator("audit")?;
     if !audited {
         tally.violations.push(format!("the audit found something: {said}"));
@@ -77,11 +83,12 @@ fn check_account(one: &Bought, account: &Account, tally: &mut Tally) {
         bad(format!("{} are held after the term", account.held));
     }
     if !one.wish.card {
-        let paid = DEPOSIT.saturating_sub(account.available + account.held);
-        if paid != PRICE * receipts {
-            bad(format!("{paid} were taken for {receipts} receipts"));
+        let given_back = if one.refunded.is_some() { PRICE } else { 0 };
+        let taken = (DEPOSIT + given_back).saturating_sub(account.available + account.held);
+        if taken != PRICE * receipts {
+            bad(format!("{taken} were taken for {receipts} receipts, {given_back} of it to be given back"));
         }
-        tally.charges += (paid / PRICE) as u32;
+        tally.charges += (taken / PRICE) as u32;
     }
 }
 
@@ -95,8 +102,9 @@ fn check_numbers(accounts: &[Account], tally: &mut Tally) {
     }
 }
 
-/// What the card provider took is what receipts say, once each; it holds nothing that could not still be asked for.
-fn check_cards(shop: &Shop, accounts: &[Account], tally: &mut Tally) -> Outcome<()> {
+/// What the card provider took is what receipts say, once each, and given back for an order that was refunded; it holds nothing that could
+/// not still be asked for.
+fn check_cards(shop: &Shop, accounts: &[Account], refunded: &[&String], tally: &mut Tally) -> Outcome<()> {
     let asked = shop.asked()?;
     let mut by_order: BTreeMap<String, Vec<Payment>> = BTreeMap::new();
     for payment in shop.cards.payments() {
@@ -105,12 +113,19 @@ fn check_cards(shop: &Shop, accounts: &[Account], tally: &mut Tally) -> Outcome<
     let receipted: BTreeMap<_, _> = accounts.iter().flat_map(|a| &a.receipts).map(|r| (r.order.to_string(), r.amount.minor)).collect();
     for (order, payments) in &by_order {
         let mut bad = |what: &str| tally.violations.push(format!("order {order}: {what}: {payments:?}"));
-        let kept: u64 = payments.iter().map(|p| p.captured - p.refunded).sum();
+        let (taken, given_back) = payments.iter().fold((0, 0), |(taken, back), p| (taken + p.captured, back + p.refunded));
+        let kept = taken.saturating_sub(given_back);
+        if given_back > taken {
+            bad("more was given back than the card was charged");
+        }
         if payments.iter().any(|p| p.captures > 1) {
             bad("the card was charged twice");
         }
         match receipted.get(order) {
-            Some(price) if kept != *price => bad("a receipt, and another amount was taken from the card"),
+            Some(price) if refunded.contains(&order) && (kept, taken) != (0, *price) => {
+                bad("the card was not given back what it was charged")
+            }
+            Some(price) if !refunded.contains(&order) && kept != *price => bad("a receipt, and another amount was taken from the card"),
             None if kept > 0 => bad("the card was charged, and there is no receipt"),
             _ => {}
         }
@@ -120,7 +135,7 @@ fn check_cards(shop: &Shop, accounts: &[Account], tally: &mut Tally) -> Outcome<
                 false => bad("the card provider holds a price after the term"),
             }
         }
-        tally.charges += (kept / PRICE) as u32;
+        tally.charges += (if refunded.contains(&order) { taken } else { kept } / PRICE) as u32;
     }
     Ok(())
 }

@@ -1,15 +1,18 @@
 //! One purchase after another, each disturbed as the plan says, each gone on with until the customer has the program.
 
+mod errand;
+
 use super::Ends;
 use super::plan::{Moment, Stroke, Wish};
 use super::shop::Shop;
-use super::tally::{Tally, Victim, locked};
+use super::tally::{At, Errand, Tally, Victim, locked};
 use crate::dice::Dice;
 use crate::{Outcome, failed};
 use chipbound_testkit::cards::Operation;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -29,6 +32,8 @@ pub(crate) struct Bought {
     /// Whether the customer has the program; she may also have it who left.
     pub(crate) obtained: bool,
     pub(crate) left: bool,
+    /// The order, where its price was given back.
+    pub(crate) refunded: Option<String>,
 }
 
 /// Whoever buys on one processor.
@@ -37,6 +42,8 @@ pub(crate) struct Lane<'a> {
     number: usize,
     dice: Dice,
     customers: u32,
+    /// How long an errand takes that nobody disturbs.
+    took: BTreeMap<Errand, Duration>,
     tally: &'a Mutex<Tally>,
     pub(crate) bought: Vec<Bought>,
 }
@@ -44,6 +51,8 @@ pub(crate) struct Lane<'a> {
 /// A customer while one purchase goes on.
 pub(crate) struct Customer {
     pub(crate) user: String,
+    /// The name of what she buys.
+    program: String,
     /// One, or two that know of the same order.
     clients: Vec<Client>,
 }
@@ -60,7 +69,7 @@ struct Client {
 
 impl<'a> Lane<'a> {
     pub(crate) fn new(shop: &'a Shop, number: usize, seed: u64, tally: &'a Mutex<Tally>) -> Self {
-        Self { shop, number, dice: Dice::new(seed), customers: 0, tally, bought: Vec::new() }
+        Self { shop, number, dice: Dice::new(seed), customers: 0, took: BTreeMap::new(), tally, bought: Vec::new() }
     }
 
     /// One purchase, whatever happens to it.
@@ -69,8 +78,12 @@ impl<'a> Lane<'a> {
         self.customers += 1;
         let name = format!("customer-{}-{}", self.number, self.customers);
         let (user, work) = self.shop.customer(&name, !wish.card)?;
+        let program = match &wish.errand {
+            Some((Errand::Publish, blows)) => self.publish(&wish, blows, ends)?,
+            _ => wish.program.name.to_owned(),
+        };
         let client = Client { home: self.shop.home(&user), package: work.join("package-0"), well: false, paid: None };
-        let mut customer = Customer { user, clients: vec![client] };
+        let mut customer = Customer { user, program, clients: vec![client] };
         let (mut hits, mut raced) = (0, false);
         for stroke in &wish.strokes {
             let attempts = self.begin(&wish, &customer)?;
@@ -92,15 +105,32 @@ impl<'a> Lane<'a> {
         if !left {
             self.go_on(&wish, &mut customer)?;
         }
+        let old = work.join("old");
+        if customer.has_all() {
+            std::fs::copy(&customer.clients[0].package, &old)?;
+        }
         let obtained = self.holds(&wish, &customer)?;
+        let refunded = self.afterwards(&wish, &customer, &old, ends)?;
+        let _ = std::fs::remove_file(old); // Where there is one.
         let mut tally = locked(self.tally);
         tally.purchases += 1;
         tally.by_card += u32::from(wish.card);
         tally.raced += u32::from(raced);
         tally.left += u32::from(left);
         tally.recovered += u32::from(hits > 0 && customer.has_all());
-        self.bought.push(Bought { customer, wish, obtained, left });
+        self.bought.push(Bought { customer, wish, obtained, left, refunded });
         Ok(())
+    }
+
+    /// What becomes of a purchase that was made; the order, where its price was given back. `old` is a copy of its package.
+    fn afterwards(&mut self, wish: &Wish, customer: &Customer, old: &Path, ends: &Ends<'_>) -> Outcome<Option<String>> {
+        let Some((errand, blows)) = wish.errand.as_ref().filter(|_| customer.has_all()) else { return Ok(None) };
+        let order = errand::order_in(&customer.clients[0].home)?;
+        match errand {
+            Errand::Publish => Ok(None),
+            Errand::Transfer => self.transfer(wish, customer, &order, old, blows, ends).map(|()| None),
+            Errand::Refund => self.refund(&order, blows, ends).map(|()| Some(order)),
+        }
     }
 
     /// Who left and was charged all the same comes back for the program, by the same command.
@@ -123,7 +153,7 @@ impl<'a> Lane<'a> {
         let start = |(number, client): (usize, &Client)| {
             let mut command = match &client.paid {
                 Some(order) => self.shop.command(&client.home, self.number, &["--json", "redownload", order]),
-                None => self.shop.command(&client.home, self.number, &["--json", "buy", wish.program.name, "--pay", pay]),
+                None => self.shop.command(&client.home, self.number, &["--json", "buy", &customer.program, "--pay", pay]),
             };
             let how = if client.paid.is_some() { &wish.how[2..] } else { &wish.how }; // The key mode was the order's.
             command.args(how).arg("--output").arg(&client.package).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -150,7 +180,7 @@ impl<'a> Lane<'a> {
         };
         let landed = came && at.runs()? && ends.one_more();
         if landed {
-            *locked(self.tally).kills.entry((stroke.victim, at.step)).or_default() += 1;
+            *locked(self.tally).kills.entry((stroke.victim, At::Step(at.step))).or_default() += 1;
             match stroke.victim {
                 Victim::Client => at.child.kill()?,
                 Victim::Server => self.shop.kill_server(stroke.away)?,
@@ -167,25 +197,33 @@ impl<'a> Lane<'a> {
     /// Sees how a client ended, and notes it down.
     fn ended(&self, number: usize, attempt: Attempt, customer: &mut Customer) -> Outcome<()> {
         let ended = attempt.end()?;
-        let (user, client) = (&customer.user, &mut customer.clients[number]);
+        let client = &mut customer.clients[number];
+        match &ended {
+            Ended::Well => client.well = true,
+            Ended::Refused { code, detail } if code == "already_bought" => {
+                client.well = client.package.exists();
+                client.paid = detail.rsplit(' ').next().map(str::to_owned);
+            }
+            _ => {}
+        }
+        self.note(&customer.user, &ended);
+        Ok(())
+    }
+
+    /// Counts a refusal, and notes down what no command should end with.
+    fn note(&self, who: &str, ended: &Ended) {
         let mut tally = locked(self.tally);
         match ended {
-            Ended::Well => client.well = true,
-            Ended::Killed => {}
+            Ended::Well | Ended::Killed => {}
             Ended::Refused { code, detail } => {
-                if code == "already_bought" {
-                    client.well = client.package.exists();
-                    client.paid = detail.rsplit(' ').next().map(str::to_owned);
-                }
                 if code == "internal" {
-                    tally.violations.push(format!("{user}: a client says that something of ours is broken: {detail}"));
+                    tally.violations.push(format!("{who}: a client says that something of ours is broken: {detail}"));
                 }
-                *tally.refused.entry(code).or_default() += 1;
+                *tally.refused.entry(code.clone()).or_default() += 1;
             }
-            Ended::Otherwise(said) => tally.violations.push(format!("{user}: a client ended without a code: {said}")),
-            Ended::Hung(step) => tally.violations.push(format!("{user}: a client hung after step {step}")),
+            Ended::Otherwise(said) => tally.violations.push(format!("{who}: a client ended without a code: {said}")),
+            Ended::Hung(step) => tally.violations.push(format!("{who}: a client hung after step {step}")),
         }
-        Ok(())
     }
 
     /// A second client that knows of the order, if the first one got that far, as a backup of its home does.
@@ -249,6 +287,7 @@ struct Attempt {
     step: u16,
 }
 
+#[derive(Debug)]
 enum Ended {
     Well,
     Killed,

@@ -1,6 +1,6 @@
 //! What is drawn from the seed: purchases, and the kills that are aimed at them.
 
-use super::tally::Victim;
+use super::tally::{Errand, Victim};
 use crate::dice::Dice;
 use std::time::Duration;
 
@@ -40,6 +40,16 @@ pub(crate) struct Stroke {
     pub(crate) away: Duration,
 }
 
+/// One kill in an errand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Blow {
+    pub(crate) victim: Victim,
+    /// So many thousandths of the time that it usually takes after its beginning.
+    pub(crate) after: u64,
+    /// How long a daemon stays away.
+    pub(crate) away: Duration,
+}
+
 /// One purchase.
 pub(crate) struct Wish {
     pub(crate) program: &'static Program,
@@ -51,6 +61,8 @@ pub(crate) struct Wish {
     pub(crate) race: bool,
     /// Whether the customer gives up after the last kill.
     pub(crate) left: bool,
+    /// What is done besides.
+    pub(crate) errand: Option<(Errand, Vec<Blow>)>,
 }
 
 /// The steps that the client says, each a moment to be aimed at.
@@ -75,8 +87,29 @@ impl Wish {
             let moment = Moment::Step(1002, Duration::from_micros(dice.below(3000)));
             strokes.insert(0, Stroke { victim: Victim::Client, moment, away: Duration::ZERO });
         }
-        Self { program, card, how, strokes, race, left: dice.percent(15) }
+        let (left, errand) = (dice.percent(15), draw_errand(dice, databases));
+        Self { program, card, how, strokes, race, left, errand }
     }
+}
+
+fn draw_errand(dice: &mut Dice, databases: bool) -> Option<(Errand, Vec<Blow>)> {
+    let errand = match dice.below(100) {
+        0..12 => Errand::Publish,
+        12..24 => Errand::Transfer,
+        24..36 => Errand::Refund,
+        _ => return None,
+    };
+    let blow = |dice: &mut Dice| {
+        let victim = match (errand, dice.below(100)) {
+            (_, 0..40) => Victim::Client,
+            (Errand::Transfer, 40..65) => Victim::Processor,
+            (_, 65..75) if databases => Victim::Database,
+            _ => Victim::Server,
+        };
+        Blow { victim, after: dice.below(1100), away: Duration::from_millis(dice.below(4) * 40) }
+    };
+    let blows = 1 + dice.below(2);
+    Some((errand, (0..blows).map(|_| blow(dice)).collect()))
 }
 
 impl Stroke {

@@ -59,7 +59,7 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
-    /// Sets everything up: one processor for each lane, a vendor with two programs.
+    /// Sets everything up: one processor for each lane and a spare one, a vendor with two programs.
     pub(crate) fn open(exe: &Path, folder: &Path, database: Database, size: &Size) -> Outcome<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let cards = runtime.block_on(CardSimulator::start());
@@ -71,7 +71,7 @@ impl Shop {
             size.order_seconds,
             cards.url()
         );
-        let mut world = runtime.block_on(World::start(exe, folder, size.lanes, &more))?;
+        let mut world = runtime.block_on(World::start(exe, folder, size.lanes + 1, &more))?;
         let cluster = (database == Database::Postgres).then(|| {
             let cluster = Cluster::start(false);
             let name = cluster.create_database();
@@ -98,7 +98,7 @@ impl Shop {
             self.world.chipbound(&arguments, &[&self.world.path("home-vendor")]).await
         })?;
         for program in &PROGRAMS {
-            let price = format!("{}.{:02} EUR", PRICE / 100, PRICE % 100);
+            let price = price(PRICE);
             let arguments = ["publish", "--name", program.name, "--version", "1", "--class", "software", "--price", &price, program.file];
             let output = self.command(&self.folder.join("home-vendor"), 0, &arguments).output()?;
             if !output.status.success() {
@@ -110,7 +110,7 @@ impl Shop {
 
     /// A new customer with money or without, logged in: her name, which begins with `name`, and where she works.
     pub(crate) fn customer(&self, name: &str, money: bool) -> Outcome<(String, PathBuf)> {
-        let deposit = format!("{}.{:02} EUR", DEPOSIT / 100, DEPOSIT % 100);
+        let deposit = price(DEPOSIT);
         let mut user = name.to_owned();
         self.again("an account", || {
             let made = self.runtime.block_on(self.world.account(&user, "customer", PASSWORD, money.then_some(deposit.as_str())));
@@ -205,6 +205,11 @@ impl Shop {
         Ok(())
     }
 
+    /// The number of the processor that is no lane's.
+    pub(crate) fn spare(&self) -> usize {
+        self.processors.len() - 1
+    }
+
     /// Whether the database is one that can be killed.
     pub(crate) fn has_cluster(&self) -> bool {
         self.cluster.is_some()
@@ -256,6 +261,11 @@ impl Shop {
         }
         Ok(())
     }
+}
+
+/// Minor units as an amount.
+pub(crate) fn price(minor: u64) -> String {
+    format!("{}.{:02} EUR", minor / 100, minor % 100)
 }
 
 /// Gives the server the port that it has for good, and its database.

@@ -30,11 +30,50 @@ impl Victim {
     }
 }
 
+/// What is done besides purchases.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Errand {
+    /// `chipbound publish`.
+    Publish,
+    /// `chipbound transfer`.
+    Transfer,
+    /// `chipbound account refund`.
+    Refund,
+}
+
+impl Errand {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Publish => "publish",
+            Self::Transfer => "transfer",
+            Self::Refund => "refund",
+        }
+    }
+}
+
+/// Where somebody was when he was hit.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum At {
+    /// In a purchase, whose client had said that step last (0 before the first).
+    Step(u16),
+    /// In something else.
+    Errand(Errand),
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Step(step) => f.pad(&step.to_string()),
+            Self::Errand(errand) => f.pad(errand.as_str()),
+        }
+    }
+}
+
 /// Counts, and what is wrong.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    /// By whom, and the step that the client had said last (0 before the first).
-    pub kills: BTreeMap<(Victim, u16), u32>,
+    /// By whom, and where.
+    pub kills: BTreeMap<(Victim, At), u32>,
     /// Customers who began to buy.
     pub purchases: u32,
     /// Of them by card.
@@ -43,6 +82,8 @@ pub struct Tally {
     pub raced: u32,
     /// Of them given up after a kill.
     pub left: u32,
+    /// Releases, transfers and refunds that came to their end.
+    pub errands: BTreeMap<Errand, u32>,
     /// Purchases that were hit and gave the program in the end.
     pub recovered: u32,
     /// Prices that were taken, by balances and the card provider's book.
@@ -62,6 +103,7 @@ impl Tally {
     pub(crate) fn add(&mut self, other: Self) {
         other.kills.into_iter().for_each(|(key, count)| *self.kills.entry(key).or_default() += count);
         other.refused.into_iter().for_each(|(key, count)| *self.refused.entry(key).or_default() += count);
+        other.errands.into_iter().for_each(|(key, count)| *self.errands.entry(key).or_default() += count);
         self.purchases += other.purchases;
         self.by_card += other.by_card;
         self.raced += other.raced;
@@ -89,24 +131,28 @@ impl fmt::Display for Tally {
         let mut steps: Vec<_> = self.kills.keys().map(|(_, step)| *step).collect();
         steps.sort_unstable();
         steps.dedup();
-        writeln!(f, "kills by the step that was said last:")?;
+        writeln!(f, "kills by the step that was said last, or by what else was done:")?;
         for step in steps {
             let count = |victim| self.kills.get(&(victim, step)).copied().unwrap_or_default();
             let counts: Vec<_> = Victim::ALL.iter().map(|v| format!("{} {:>4}", v.as_str(), count(*v))).collect();
-            writeln!(f, "  {step:>4}  {}", counts.join("  "))?;
+            writeln!(f, "  {step:>8}  {}", counts.join("  "))?;
         }
         let refused: Vec<_> = self.refused.iter().map(|(code, count)| format!("{code} {count}")).collect();
         writeln!(f, "refusals: {}", refused.join(", "))?;
+        let errands = |errand| self.errands.get(&errand).copied().unwrap_or_default();
         let killed: Vec<_> = Victim::ALL.iter().map(|v| format!("{} {}", v.as_str(), self.killed(*v))).collect();
         write!(
             f,
-            "kills={} ({}) purchases={} (by card {}, two clients {}, given up {}) charges={} receipts={} unanswered={} refused={} recovered={} violations={}",
+            "kills={} ({}) purchases={} (by card {}, two clients {}, given up {}) published={} transferred={} refunded={} charges={} receipts={} unanswered={} refused={} recovered={} violations={}",
             self.kills.values().sum::<u32>(),
             killed.join(", "),
             self.purchases,
             self.by_card,
             self.raced,
             self.left,
+            errands(Errand::Publish),
+            errands(Errand::Transfer),
+            errands(Errand::Refund),
             self.charges,
             self.receipts,
             self.unanswered,

@@ -239,7 +239,9 @@ impl Session<'_> {
         self.broken.set(self.broken.get() || failure == Failure::Disconnected);
         self.failure.set(self.failure.get().or(Some(failure)));
         match failure {
-            Failure::Disconnected => Refusal::new(Code::DatabaseUnavailable, format!("the connection to the database broke: {}", Told(error))),
+            Failure::Disconnected => {
+                Refusal::new(Code::DatabaseUnavailable, format!("the connection to the database broke: {}", Told(error)))
+            }
             Failure::GivenUp | Failure::Wrong => failed(&Told(error)),
         }
     }
