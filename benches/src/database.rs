@@ -79,7 +79,7 @@ impl Shop {
             let user = format!("buyer-{}", customer.0[0]);
             repository.add_account(&account(*customer, &user, AccountRole::Customer)).await?;
             repository.open_session(*customer, *token, NOW.after(3600), 1).await?;
-            repository.deposit(&user, Amount { minor: price.minor * orders, ..price }, NOW).await?;
+            repository.deposit(&user, Amount { minor: price.minor * orders, ..price }, "opening", NOW).await?;
         }
         let release = publish(&repository, price).await?;
         let sequencer = Sequencer::new(repository.clone());

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The version of the form that is described here.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// One line, an object with one field that names what it holds. Kinds follow each other in the order in which they stand here.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -51,7 +51,7 @@ pub enum Line {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Head {
-    /// [`VERSION`].
+    /// [`VERSION`], or 1: that one never says how a capture was divided.
     pub version: u32,
     /// When it was made, by the server's clock.
     pub made_at: Time,
@@ -251,8 +251,31 @@ pub struct Entry {
     pub at: Time,
     /// What the operator noted.
     pub note: String,
+    /// By what rates a capture divided the price; none for other kinds, and for captures of before these were kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares: Option<Rates>,
     /// Its postings, by book, account and currency.
     pub postings: Vec<Posting>,
+}
+
+/// By what rates a price was divided.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rates {
+    /// The house's share of what remains after taxes, in hundredths of a percent.
+    pub house: u32,
+    /// The taxes.
+    pub taxes: Vec<Rate>,
+}
+
+/// A tax.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// Its name.
+    pub name: String,
+    /// Its rate in hundredths of a percent.
+    pub rate: u32,
 }
 
 /// Postings without an entry.

@@ -1,7 +1,8 @@
 //! The ledger: every entry by itself, in its order's course, and in the balances.
 
-use crate::journal::{self, Book, Entry, Kind, Posting};
+use crate::journal::{self, Book, Entry, Kind, Posting, Rates};
 use crate::orders::{Capture, End, Order, Round};
+use crate::taxes::{rates_of, taxes};
 use crate::{Audit, Rule};
 use chipbound_wire::api::AccountRole;
 use chipbound_wire::{AccountId, Amount, Currency};
@@ -14,6 +15,8 @@ type Place = (Book, AccountId, Currency);
 #[derive(Default)]
 pub(crate) struct Ledger {
     sums: HashMap<Place, Sum>,
+    /// Whether a capture said by what rates it divided its price.
+    rated: bool,
 }
 
 #[derive(Default)]
@@ -164,7 +167,8 @@ impl Audit<'_> {
                 totals.captured += price;
                 let [revenue, fees, tax] = [Book::Revenue, Book::Fees, Book::Tax].map(|book| of(book, seller).max(0));
                 let amount = Amount { minor: u64::try_from(-of(Book::Held, buyer)).unwrap_or(0), currency };
-                order.capture = Some(Capture { entry: entry.entry, at: entry.at, amount, revenue, fees, tax });
+                let rates = entry.shares.as_ref().map(|shares| rates_of(shares.taxes.iter().map(|tax| (tax.name.as_str(), tax.rate))));
+                order.capture = Some(Capture { entry: entry.entry, at: entry.at, amount, revenue, fees, tax, rates });
                 end(order, End::Captured);
                 let parts = [(Book::Revenue, revenue), (Book::Fees, fees), (Book::Tax, tax)];
                 let parts = parts.map(|(book, minor)| (book, seller, currency, minor));
@@ -187,9 +191,31 @@ impl Audit<'_> {
             let rule = if entry.kind == Kind::Refund { Rule::RefundMirrors } else { Rule::EntryShape };
             self.report.find(rule, about, said(&expected), said(&found));
         }
+        if entry.kind == Kind::Capture {
+            self.divided(entry.shares.as_ref(), price, of(Book::Fees, seller), about);
+        }
         let last = order.last_hold(entry.round);
         if entry.kind == Kind::Hold && entry.at > last {
             self.report.find(Rule::HoldTerm, about, format!("a hold until {}", last.0), format!("one at {}", entry.at.0));
+        }
+    }
+
+    /// The house's share of a capture, by the rates that stand with it.
+    fn divided(&mut self, rates: Option<&Rates>, price: i128, fees: i128, about: &str) {
+        let Some(Rates { house, taxes: lines }) = rates else {
+            if self.ledger.rated {
+                self.report.find(Rule::HouseShare, about, "the rates of the capture, as with those before it", "none");
+            }
+            return;
+        };
+        self.ledger.rated = true;
+        let price = price.unsigned_abs();
+        let rates: Vec<_> = lines.iter().map(|line| line.rate).collect();
+        let net = price.saturating_sub(taxes(&rates, price).iter().sum());
+        let expected = net.saturating_mul(u128::from(*house)) / 10_000;
+        if u128::try_from(fees) != Ok(expected) {
+            let found = format!("{fees}, at {house} hundredths of a percent of {net}");
+            self.report.find(Rule::HouseShare, about, expected, found);
         }
     }
 

@@ -18,6 +18,7 @@ mod receipts;
 mod report;
 mod rules;
 mod states;
+mod taxes;
 
 pub use report::{Finding, Money, Report, Totals};
 pub use rules::Rule;

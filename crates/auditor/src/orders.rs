@@ -73,6 +73,8 @@ pub(crate) struct Capture {
     pub(crate) revenue: i128,
     pub(crate) fees: i128,
     pub(crate) tax: i128,
+    /// Digest of the taxes' names and rates, where they are on record.
+    pub(crate) rates: Option<Digest>,
 }
 
 /// What an order is sold as.

@@ -23,7 +23,7 @@ impl<R: BufRead> Reader<R> {
     /// The first line: when the journal was made.
     pub(crate) fn head(&mut self) -> Result<Time> {
         match self.line()? {
-            Some(Line::Journal(head)) if head.version == VERSION => Ok(head.made_at),
+            Some(Line::Journal(head)) if (1..=VERSION).contains(&head.version) => Ok(head.made_at),
             Some(Line::Journal(head)) => Err(self.bad(&format!("a journal of version {}, this auditor reads {VERSION}", head.version))),
             _ => Err(self.bad("not the beginning of a journal")),
         }

@@ -3,12 +3,12 @@
 use crate::journal;
 use crate::log::SKEW;
 use crate::orders::{Capture, Order, product};
+use crate::taxes::{rates_of, taxes};
 use crate::{Audit, Rule, verified};
 use chipbound_wire::documents::{Receipt, TaxLine};
 use chipbound_wire::signed::{Verified, verify_past_document};
 use chipbound_wire::tlog::{entry_of, origin_of};
 use chipbound_wire::{AccountId, Result, Time, TreeHash};
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// Who numbered the first receipts: the server.
@@ -130,7 +130,8 @@ impl Audit<'_> {
             self.report.find(Rule::ReceiptAmount, about, format!("a capture of {}", receipt.amount), capture.amount);
         }
         let lines: &[TaxLine] = receipt.sale.as_ref().map_or(&[], |sale| &sale.taxes);
-        for (line, minor) in lines.iter().zip(taxes(lines, receipt.amount.minor)) {
+        let rates: Vec<_> = lines.iter().map(|line| line.rate).collect();
+        for (line, minor) in lines.iter().zip(taxes(&rates, u128::from(receipt.amount.minor))) {
             if minor != u128::from(line.minor) {
                 let about = format!("{about}, tax {:?}", &*line.name);
                 self.report.find(Rule::ReceiptTax, about, minor, line.minor);
@@ -139,6 +140,10 @@ impl Audit<'_> {
         let sum: i128 = lines.iter().map(|line| i128::from(line.minor)).sum();
         if sum != capture.tax {
             self.report.find(Rule::ReceiptTax, about, format!("{sum} posted as tax"), capture.tax);
+        }
+        let named = rates_of(lines.iter().map(|line| (&*line.name, line.rate)));
+        if capture.rates.is_some_and(|rates| rates != named) {
+            self.report.find(Rule::ReceiptTax, about, "the taxes that are on record with the capture", "others");
         }
     }
 
@@ -151,22 +156,6 @@ impl Audit<'_> {
         }
         self.end_of_entries();
     }
-}
-
-/// What of an amount each tax is: as many hundredths of a percent of the price without taxes as its rate says, to the nearest minor unit,
-/// halves to even.
-fn taxes(lines: &[TaxLine], amount: u64) -> Vec<u128> {
-    let whole = 10_000 + lines.iter().map(|line| u128::from(line.rate)).sum::<u128>();
-    let share = |line: &TaxLine| {
-        let product = u128::from(amount) * u128::from(line.rate);
-        let below = product / whole;
-        match (2 * (product - below * whole)).cmp(&whole) {
-            Ordering::Greater => below + 1,
-            Ordering::Equal => below + below % 2,
-            Ordering::Less => below,
-        }
-    };
-    lines.iter().map(share).collect()
 }
 
 #[derive(Default)]

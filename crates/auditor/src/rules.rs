@@ -81,6 +81,8 @@ rules! {
         "Refund what was taken beyond the receipt.";
     ReceiptTax = "receipt-tax", "A receipt's tax lines are computed by their rates, and sum to what was posted as tax.",
         "Correct the tax return of that period by the difference.";
+    HouseShare = "house-share", "The house's share of a capture is computed by the rate that stands with it.",
+        "Pay the vendor the difference, or take it from the next payout, and compare the rate with what was agreed.";
     LogEntry = "log-entry", "A receipt's entry in the log is the commitment to it, and each entry belongs to one receipt.",
         "A receipt was changed, removed or hidden after it was entered: restore it from a backup.";
     LogTree = "log-tree", "Entries follow each other without a gap, and the tree's kept nodes and edge are those of the entries.",

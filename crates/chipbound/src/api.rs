@@ -16,6 +16,8 @@ use zeroize::Zeroizing;
 
 /// Bytes of a bundle of entries of the receipts' log, the largest of its tiles.
 pub(crate) const MAX_TILE: usize = 34 * TILE_WIDTH as usize;
+/// Things on a page, at most.
+const PAGE: usize = 256;
 /// Pages of a catalogue that are read, of 256 programs each.
 const MAX_PAGES: usize = 64;
 
@@ -116,9 +118,11 @@ impl Api {
         self.post(&format!("/v1/orders/{order}/acknowledgement"), &[], &body).await
     }
 
-    /// The account's receipts, newest first.
-    pub async fn receipts(&self) -> Result<Receipts> {
-        self.get("/v1/receipts").await
+    /// A page of the account's receipts, newest first: the first one, or the one of a page's `next`; at most `limit`, 256 where more are
+    /// wanted.
+    pub async fn receipts(&self, next: Option<&str>, limit: usize) -> Result<Receipts> {
+        let cursor = next.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
+        self.get(&format!("/v1/receipts?limit={}{cursor}", limit.clamp(1, PAGE))).await
     }
 
     /// Has a settled order be for the processor `to`, with the retirement of its own where that was had.

@@ -66,19 +66,40 @@ impl Output {
 
     /// A refusal, with what to do next.
     pub fn refusal(&self, refusal: &Refusal) {
+        self.refusal_of(None, refusal);
+    }
+
+    fn refusal_of(&self, wish: Option<&str>, refusal: &Refusal) {
         self.end_bar();
         let code = refusal.code;
         if self.json {
-            let error = json!({ "code": code.as_str(), "detail": refusal.detail, "advice": code.advice() });
+            let mut error = json!({ "code": code.as_str(), "detail": refusal.detail, "advice": code.advice() });
+            name(&mut error, wish);
             write_err(&json!({ "error": error }).to_string());
         } else {
-            write_err(refusal.for_people().trim_end());
+            let before = wish.map(|wish| format!("{wish}: ")).unwrap_or_default();
+            write_err(&format!("{before}{}", refusal.for_people().trim_end()));
+        }
+    }
+
+    fn step_of(&self, wish: Option<&str>, step: u16, text: &str, facts: Value) {
+        self.end_bar();
+        if self.json {
+            let mut object = json!({ "step": step, "text": text });
+            if let (Some(object), Value::Object(facts)) = (object.as_object_mut(), facts) {
+                object.extend(facts);
+            }
+            name(&mut object, wish);
+            write_out(&object.to_string());
+        } else {
+            let before = wish.map(|wish| format!("{wish}: ")).unwrap_or_default();
+            write_err(&format!("{step}  {before}{text}"));
         }
     }
 
     /// Says the progress in a line now and then.
-    fn line(&self, done: u64, total: u64) {
-        let mut lines = self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    fn line(&self, wish: Option<&str>, lines: &Mutex<Option<Lines>>, done: u64, total: u64) {
+        let mut lines = lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let now = Instant::now();
         let said = lines.get_or_insert(Lines { begun: now, from: done, last: now });
         if now - said.last < LINE_EVERY {
@@ -87,9 +108,11 @@ impl Output {
         said.last = now;
         let rate = done.saturating_sub(said.from) as f64 / (now - said.begun).as_secs_f64();
         if self.json {
-            write_out(&json!({ "done": done, "bytes": total, "bytes_per_second": rate as u64 }).to_string());
+            let mut object = json!({ "done": done, "bytes": total, "bytes_per_second": rate as u64 });
+            name(&mut object, wish);
+            write_out(&object.to_string());
         } else {
-            write_err(&progress_line(done, total, rate));
+            write_err(&progress_line(wish, done, total, rate));
         }
     }
 
@@ -103,21 +126,12 @@ impl Output {
 
 impl Story for Output {
     fn step(&self, step: u16, text: &str, facts: Value) {
-        self.end_bar();
-        if self.json {
-            let mut object = json!({ "step": step, "text": text });
-            if let (Some(object), Value::Object(facts)) = (object.as_object_mut(), facts) {
-                object.extend(facts);
-            }
-            write_out(&object.to_string());
-        } else {
-            write_err(&format!("{step}  {text}"));
-        }
+        self.step_of(None, step, text, facts);
     }
 
     fn progress(&self, done: u64, total: u64) {
         if self.json || !std::io::stderr().is_terminal() {
-            return self.line(done, total);
+            return self.line(None, &self.lines, done, total);
         }
         let mut bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         bar.get_or_insert_with(|| {
@@ -134,14 +148,52 @@ impl Story for Output {
     }
 }
 
+/// One of several that come at once: whatever is said of it has its name, as it was wished for. Its progress is said in lines, on a
+/// terminal too.
+pub struct Named<'a> {
+    output: &'a Output,
+    wish: &'a str,
+    lines: Mutex<Option<Lines>>,
+}
+
+impl<'a> Named<'a> {
+    /// Speaks of `wish`.
+    #[must_use]
+    pub fn new(output: &'a Output, wish: &'a str) -> Self {
+        Self { output, wish, lines: Mutex::new(None) }
+    }
+
+    /// A refusal, with what to do next.
+    pub fn refusal(&self, refusal: &Refusal) {
+        self.output.refusal_of(Some(self.wish), refusal);
+    }
+}
+
+impl Story for Named<'_> {
+    fn step(&self, step: u16, text: &str, facts: Value) {
+        self.output.step_of(Some(self.wish), step, text, facts);
+    }
+
+    fn progress(&self, done: u64, total: u64) {
+        self.output.line(Some(self.wish), &self.lines, done, total);
+    }
+}
+
+fn name(object: &mut Value, wish: Option<&str>) {
+    if let (Some(object), Some(wish)) = (object.as_object_mut(), wish) {
+        object.insert("wish".to_owned(), json!(wish));
+    }
+}
+
 /// How far a download is, for a log; `rate` is bytes a second. The total is 0 where nobody said it.
-fn progress_line(done: u64, total: u64, rate: f64) -> String {
+fn progress_line(wish: Option<&str>, done: u64, total: u64, rate: f64) -> String {
+    let before = wish.map(|wish| format!("      {wish}:")).unwrap_or_else(|| "     ".to_owned());
     let (so_far, speed) = (HumanBytes(done), HumanBytes(rate as u64));
     let left = (total > done && rate >= 1.0).then(|| HumanDuration(Duration::from_secs_f64((total - done) as f64 / rate)));
     match (total, left) {
-        (0, _) => format!("      {so_far}, {speed}/s"),
-        (_, Some(left)) => format!("      {so_far} of {}, {speed}/s, {left} left", HumanBytes(total)),
-        (_, None) => format!("      {so_far} of {}, {speed}/s", HumanBytes(total)),
+        (0, _) => format!("{before} {so_far}, {speed}/s"),
+        (_, Some(left)) => format!("{before} {so_far} of {}, {speed}/s, {left} left", HumanBytes(total)),
+        (_, None) => format!("{before} {so_far} of {}, {speed}/s", HumanBytes(total)),
     }
 }
 
@@ -168,8 +220,9 @@ mod tests {
 
     #[test]
     fn a_line_of_progress_says_rate_and_time_left_where_they_are_known() {
-        assert_eq!(progress_line(3 << 20, 9 << 20, 1048576.0), "      3.00 MiB of 9.00 MiB, 1.00 MiB/s, 6 seconds left");
-        assert_eq!(progress_line(3 << 20, 9 << 20, 0.0), "      3.00 MiB of 9.00 MiB, 0 B/s");
-        assert_eq!(progress_line(3 << 20, 0, 1024.0), "      3.00 MiB, 1.00 KiB/s");
+        assert_eq!(progress_line(None, 3 << 20, 9 << 20, 1048576.0), "      3.00 MiB of 9.00 MiB, 1.00 MiB/s, 6 seconds left");
+        assert_eq!(progress_line(None, 3 << 20, 9 << 20, 0.0), "      3.00 MiB of 9.00 MiB, 0 B/s");
+        assert_eq!(progress_line(None, 3 << 20, 0, 1024.0), "      3.00 MiB, 1.00 KiB/s");
+        assert_eq!(progress_line(Some("perl"), 3 << 20, 0, 1024.0), "      perl: 3.00 MiB, 1.00 KiB/s");
     }
 }

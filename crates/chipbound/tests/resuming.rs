@@ -45,13 +45,13 @@ fn spool(world: &World) -> PathBuf {
     world.folder.path().join("processor-1/spool")
 }
 
-/// Bytes that the spool says are done, and its files. Read from the disk, so that it is known also while nobody serves.
+/// Bytes that the spool says are done, of all deliveries, and its files. Read from the disk, so that it is known also while nobody serves.
 fn waiting(world: &World) -> (u64, usize) {
     let mut done = 0;
     let entries: Vec<_> = std::fs::read_dir(spool(world)).unwrap().map(|e| e.unwrap().path()).collect();
     for path in entries.iter().filter(|p| p.extension().is_some_and(|e| e == "progress")) {
         let bytes = std::fs::read(path).unwrap_or_default();
-        done = bytes.get(40..48).map_or(done, |n| u64::from_be_bytes(n.try_into().unwrap()));
+        done += bytes.get(40..48).map_or(0, |n| u64::from_be_bytes(n.try_into().unwrap()));
     }
     (done, entries.len())
 }
@@ -88,10 +88,11 @@ fn same(world: &World, package: &str) {
 
 /// Waits until nobody writes the spool any more.
 fn settled(world: &World) -> u64 {
-    let mut before = u64::MAX;
+    let (mut before, mut same) = (u64::MAX, 0);
     loop {
         let (now, _) = waiting(world);
-        if now == before {
+        same = if now == before { same + 1 } else { 0 };
+        if same == 5 {
             return now;
         }
         before = now;
@@ -219,13 +220,53 @@ fn what_waits_is_given_up_when_its_user_says_so_and_a_redownload_pauses_and_goes
     assert_eq!(world.receipts(), 1);
 }
 
+/// Publishes files of so many bytes under these names.
+fn publish(world: &World, names: &[&str], size: usize) {
+    for name in names {
+        noise(&world.folder.path().join(name), size);
+        world.publish(&world.folder.path().join(name), name, "1", &["--open-to-file"]);
+    }
+}
+
+#[test]
+fn of_several_programs_at_once_one_that_fails_stops_no_other_and_each_is_named() {
+    let world = World::start("", 1);
+    publish(&world, &["one", "two", "three"], 3 << 20);
+    refused(world.ada(&["buy", "one", "two", "one"]), Code::Conflict);
+    assert_eq!((world.names().len(), world.receipts()), (0, 0));
+    let output = world.ada(&["buy", "one", "nothing", "two", "three", "--jobs", "3"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(i32::from(Code::UnknownProgram.fault().exit_code())), "{said}");
+    assert!(said.contains("nothing: error[unknown_program]") && said.contains("1 of 4 programs did not come: nothing"), "{said}");
+    for name in ["one", "two", "three"] {
+        assert!(said.contains(&format!("1002  {name}: order ")) && said.contains(&format!("1011  {name}: ")), "{said}");
+    }
+    assert_eq!((world.names(), world.receipts()), (["one", "three", "two"].map(str::to_owned).to_vec(), 3));
+    assert_eq!(world.balance(), ("70.00 EUR".to_owned(), "0.00 EUR".to_owned()));
+}
+
+#[test]
+fn several_at_once_pause_together_and_the_same_command_goes_on_with_each() {
+    let world = World::start("", 1);
+    let names = ["one", "two", "three"];
+    publish(&world, &names, SIZE / 2);
+    let buy = [&["buy"], &names[..]].concat();
+    let mut child = begin(&world, &buy);
+    kill(&child, Signal::INT);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    settled(&world);
+    assert_eq!(world.balance(), ("70.00 EUR".to_owned(), "30.00 EUR".to_owned()), "all three are held, nothing is taken");
+    let steps = json_lines(&good(world.ada(&buy).arg("--json")));
+    assert!(steps.iter().any(|s| s["kept"].as_u64().is_some_and(|kept| kept > 0)), "none went on where it stopped");
+    assert!(steps.iter().filter(|s| s["step"] == 1011).all(|s| names.contains(&s["wish"].as_str().unwrap())));
+    assert_eq!((world.names().len(), world.receipts(), waiting(&world)), (3, 3, (0, 0)));
+    assert_eq!(world.balance(), ("70.00 EUR".to_owned(), "0.00 EUR".to_owned()));
+}
+
 #[test]
 fn several_packages_come_by_one_command_and_by_two_at_once() {
     let world = World::start("", 1);
-    for name in ["one", "two", "three", "four"] {
-        noise(&world.folder.path().join(name), 3 << 20);
-        world.publish(&world.folder.path().join(name), name, "1", &["--open-to-file"]);
-    }
+    publish(&world, &["one", "two", "three", "four"], 3 << 20);
     refused(world.ada(&["buy", "one", "two", "-o", "both"]), Code::Conflict);
     good(world.ada(&["buy", "one", "two"]));
     let slowly = |name| world.ada(&["buy", name, "--limit-rate", "2M"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

@@ -111,7 +111,7 @@ pub(crate) fn table<R: Repository>() -> Vec<Entry<R>> {
             row(get_.clone(), "/v1/second-path", BUYER, "Open the second path in this connection").headers(UPGRADED).status(101),
             get(second_path::<R>),
         ),
-        (row(get_.clone(), "/v1/receipts", CUSTOMER, "The newest receipts").answers(Body::json::<Receipts>()), get(receipts::<R>)),
+        (row(get_.clone(), "/v1/receipts", CUSTOMER, "The receipts, newest first").pages(Body::json::<Receipts>()), get(receipts::<R>)),
         (
             row(post_.clone(), "/v1/redownloads", BUYER, "Have a settled order delivered again")
                 .takes(Body::json::<Redownload>())
@@ -291,8 +291,8 @@ async fn second_path<R: Repository>(
     Ok(response)
 }
 
-async fn receipts<R: Repository>(State(server): Shared<R>, Caller(customer): Caller) -> Answer<Receipts> {
-    Ok(Json(server.receipts(&customer).await?))
+async fn receipts<R: Repository>(State(server): Shared<R>, Caller(customer): Caller, Query(page): Query<Page>) -> Answer<Receipts> {
+    Ok(Json(server.receipts(&customer, &page).await?))
 }
 
 async fn transfer<R: Repository>(

@@ -10,7 +10,7 @@ use crate::reconcile::{Difference, Reconciliation, reconcile};
 use crate::rotation::{Which, rotate};
 use crate::run::run;
 use crate::statement;
-use crate::storage::{Accounts, Books, Journal, Location, Orders};
+use crate::storage::{Accounts, Books, Journal, Location, Orders, fresh_key};
 
 use chipbound_host::files::read_private;
 use chipbound_host::{now, process};
@@ -163,6 +163,10 @@ pub enum AccountCommand {
         /// The amount, such as '12.50 EUR'.
         #[arg(long, value_parser = parse::<Amount>)]
         amount: Amount,
+        /// Names this deposit: the same command with the same key adds the money once, however often it is given. One is made and shown
+        /// if left out.
+        #[arg(long, value_name = "TEXT", value_parser = key)]
+        key: Option<String>,
     },
     /// Pay out to outside: a vendor from what was earned, a customer from what is free.
     #[command(
@@ -181,6 +185,10 @@ pub enum AccountCommand {
         /// What statements say of it.
         #[arg(long, default_value = "", value_parser = note)]
         note: String,
+        /// Names this payout: the same command with the same key pays out once, however often it is given. One is made and shown if
+        /// left out.
+        #[arg(long, value_name = "TEXT", value_parser = key)]
+        key: Option<String>,
     },
     /// Give the price of a paid order back to its buyer's account; its receipt buys no re-download any more.
     #[command(after_help = "Example:\n  chipbound account refund --config shop/server.toml --order 7c9e6679f0a34de28b1dd0c1c4e0a9b2")]
@@ -328,15 +336,15 @@ async fn account(command: AccountCommand) -> Result<()> {
             println!("Added the {} {user}, account {}.", role.as_str(), new.account);
             repository.close().await;
         }
-        AccountCommand::Deposit { config, user, amount } => {
+        AccountCommand::Deposit { config, user, amount, key } => {
             let repository = books(&config).await?;
-            let balance = repository.deposit(&user, amount, now()).await?;
+            let balance = repository.deposit(&user, amount, &said(key), now()).await?;
             println!("Added {amount} to {user}: {} available, {} held.", balance.available, balance.held);
             repository.close().await;
         }
-        AccountCommand::Payout { config, user, amount, note } => {
+        AccountCommand::Payout { config, user, amount, note, key } => {
             let repository = books(&config).await?;
-            repository.payout(&user, amount, &note, now()).await?;
+            repository.payout(&user, amount, &note, &said(key), now()).await?;
             println!("Paid {amount} out to {user}.");
             repository.close().await;
         }
@@ -365,6 +373,23 @@ async fn account(command: AccountCommand) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The key of an instruction; a fresh one is said before anything is done under it.
+fn said(key: Option<String>) -> String {
+    key.unwrap_or_else(|| {
+        let key = fresh_key();
+        eprintln!("Should no answer come, the same command with --key {key} does it once at most.");
+        key
+    })
+}
+
+/// 1 to 128 visible ASCII characters.
+fn key(text: &str) -> std::result::Result<String, String> {
+    match (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
+        true => Ok(text.to_owned()),
+        false => Err("a key is 1 to 128 visible ASCII characters".to_owned()),
+    }
 }
 
 /// One line of at most [`MAX_TEXT`] bytes.

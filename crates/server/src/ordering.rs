@@ -1,6 +1,6 @@
 //! Orders: confirmation, agreement, tickets (step 1002 and the way to 1003).
 
-use crate::pages::{Page, next};
+use crate::pages::{Page, moment_key, next};
 use crate::server::Server;
 use crate::storage::{NewOrder, NewTicket, Principal, Repository, StoredOrder};
 use chipbound_wire::api::{self, Agreement, Base64, Order, OrderState, Orders, Payment, Ticket};
@@ -9,7 +9,7 @@ use chipbound_wire::documents::{Confirmation, Manifest};
 use chipbound_wire::payment::refuse_card_numbers;
 use chipbound_wire::random::fresh;
 use chipbound_wire::signed::read_claims;
-use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, SystemRandom, Time};
+use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, SystemRandom};
 
 /// Seconds of a day.
 const DAY: u64 = 24 * 3600;
@@ -80,11 +80,9 @@ impl<R: Repository> Server<R> {
 
     /// A page of the customer's orders, newest first.
     pub async fn orders(&self, customer: &Principal, page: &Page) -> Result<Orders> {
-        let limit = page.limit()?;
-        let before = page.after("orders")?.map(|key| parse_key(&key)).transpose()?;
-        let before = before.unwrap_or((Time(i64::MAX as u64), OrderId([0xff; 16])));
+        let (limit, before) = (page.limit()?, page.before("orders")?);
         let mut found = self.repository.orders(customer.account, before, limit + 1).await?;
-        let next = next("orders", &mut found, limit, |o| format!("{}.{}", o.issued_at.0, o.order));
+        let next = next("orders", &mut found, limit, |o| moment_key(o.issued_at, o.order));
         Ok(Orders { orders: found.into_iter().map(|o| shown(self.as_of_now(o))).collect(), next })
     }
 
@@ -126,14 +124,6 @@ impl<R: Repository> Server<R> {
     pub(crate) async fn redeem_ticket(&self, ticket: &Digest, account: Option<AccountId>) -> Result<StoredOrder> {
         self.repository.redeem_ticket(Digest::of(&ticket.0), account, self.now()).await
     }
-}
-
-/// The time of issue and the id of the last order of a page.
-fn parse_key(key: &str) -> Result<(Time, OrderId)> {
-    let malformed = || Refusal::new(Code::Malformed, "the cursor is none of this list");
-    let (issued_at, order) = key.split_once('.').ok_or_else(malformed)?;
-    let issued_at = issued_at.parse().ok().filter(|t| i64::try_from(*t).is_ok()).ok_or_else(malformed)?;
-    Ok((Time(issued_at), order.parse().map_err(|_| malformed())?))
 }
 
 /// What the customer asked for, as one digest.

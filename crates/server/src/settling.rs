@@ -2,6 +2,7 @@
 
 use crate::config::{Policy, Tax};
 use crate::keys::ServerKeys;
+use crate::pages::{Page, moment_key, next};
 use crate::server::Server;
 use crate::storage::{
     Delivery, MakeReceipt, Principal, ReceiptEntry, Repository, SettledOrder, Settlement, Settling, Shares, StoredOrder, Unsettled,
@@ -89,8 +90,7 @@ impl<R: Repository> Server<R> {
         {
             house = self.policy.house_shares.get(&user).copied().unwrap_or(house);
         }
-        let tax = tax_lines(&self.policy.taxes, order.price)?.iter().map(|line| line.minor).sum();
-        Ok(Shares { house, tax })
+        Ok(Shares { house, taxes: tax_lines(&self.policy.taxes, order.price)?.to_vec() })
     }
 
     /// The signed token that opens this delivery (step 1010).
@@ -103,10 +103,12 @@ impl<R: Repository> Server<R> {
         self.keys.get().statement.signer().sign(&token)
     }
 
-    /// The account's newest 256 receipts, newest first.
-    pub async fn receipts(&self, customer: &Principal) -> Result<Receipts> {
-        let receipts = self.repository.receipts(customer.account).await?;
-        Ok(Receipts { receipts: receipts.into_iter().map(Base64).collect() })
+    /// A page of the account's receipts, newest first.
+    pub async fn receipts(&self, customer: &Principal, page: &Page) -> Result<Receipts> {
+        let (limit, before) = (page.limit()?, page.before("receipts")?);
+        let mut found = self.repository.receipts(customer.account, before, limit + 1).await?;
+        let next = next("receipts", &mut found, limit, |r| moment_key(r.issued_at, r.order));
+        Ok(Receipts { receipts: found.into_iter().map(|r| Base64(r.receipt)).collect(), next })
     }
 
     /// The newest signed checkpoint of the receipts' log; [`Code::NotFound`] before the first receipt.

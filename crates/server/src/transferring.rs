@@ -46,7 +46,10 @@ impl<R: Repository> Server<R> {
 
     fn check_transfer(&self, order: &StoredOrder, to: KeyId) -> Result<()> {
         if !order.state.is_paid() {
-            return Err(Refusal::new(Code::OrderState, "only what is bought is transferred; an open order runs out by itself"));
+            return Err(Refusal::new(
+                Code::OrderState,
+                "only what is paid is transferred: let the delivery end first, or leave the order, which runs out by itself",
+            ));
         }
         if self.now() > order.redownload_until {
             return Err(Refusal::new(

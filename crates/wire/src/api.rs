@@ -539,12 +539,15 @@ pub struct Transferring {
     pub request: Option<Base64>,
 }
 
-/// The account's receipts, newest first.
+/// A page of the account's receipts, newest first.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Receipts {
     /// Signed receipts.
     pub receipts: Vec<Base64>,
+    /// The `cursor` of the next page, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A receipt buys the same release for the same processor again (source \[60\]).

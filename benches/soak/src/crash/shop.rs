@@ -151,9 +151,17 @@ impl Shop {
     /// What a customer sees of her own account.
     pub(crate) fn account(&self, user: &str) -> Outcome<Account> {
         let api = chipbound::api::Api::with(&Home::locate(Some(&self.home(user)))?.session()?)?;
-        let both = async { Ok::<_, chipbound_wire::Refusal>((api.account().await?, api.receipts().await?)) };
+        let both = async {
+            let mut page = api.receipts(None, 256).await?;
+            let mut receipts = page.receipts;
+            while let Some(next) = page.next {
+                page = api.receipts(Some(&next), 256).await?;
+                receipts.append(&mut page.receipts);
+            }
+            Ok::<_, chipbound_wire::Refusal>((api.account().await?, receipts))
+        };
         let (account, receipts) = self.runtime.block_on(both)?;
-        let receipts = receipts.receipts.iter().map(|bytes| read_claims(&bytes.0)).collect::<Result<_, _>>()?;
+        let receipts = receipts.iter().map(|bytes| read_claims(&bytes.0)).collect::<Result<_, _>>()?;
         let minor = |of: fn(&Balance) -> u64| account.balances.first().map_or(0, of);
         Ok(Account { receipts, available: minor(|b| b.available.minor), held: minor(|b| b.held.minor) })
     }

@@ -129,7 +129,7 @@ impl World {
             let account = AccountId([*account; 16]);
             if !world.customers.iter().any(|c: &Customer| c.principal.account == account) {
                 let user = world.account(account, AccountRole::Customer)?.user;
-                world.runtime.block_on(world.books.deposit(&user, price(MONEY), world.now()))?;
+                world.runtime.block_on(world.books.deposit(&user, price(MONEY), "opening", world.now()))?;
             }
             world.customers.push(Customer::new(number, principal(account, AccountRole::Customer), *chip));
         }

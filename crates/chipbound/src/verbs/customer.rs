@@ -1,6 +1,6 @@
 //! The customer's verbs.
 
-use super::{bytes, logged_in};
+use super::{bytes, logged_in, several};
 use crate::api::Api;
 use crate::cli::Common;
 use crate::client::deliver::{Delivered, Wanted, Way, Wish, buy, redownload};
@@ -75,10 +75,10 @@ pub enum Verb {
     Balance,
     /// Buy a program for this machine's processor
     #[command(
-        after_help = "Example:\n  chipbound buy perl --max-price \"10 EUR\" -o ./perl\n\nInterrupted, the same command goes on where it stopped; nothing is charged twice."
+        after_help = "Example:\n  chipbound buy perl --max-price \"10 EUR\" -o ./perl\n  chipbound buy perl jq tar --jobs 2\n\nInterrupted, the same command goes on where it stopped; nothing is charged twice."
     )]
     Buy {
-        /// The program's name, or its full id; several are bought one after the other
+        /// The program's name, or its full id; several are bought at once
         #[arg(required = true, value_name = "PROGRAM")]
         programs: Vec<String>,
         /// The version; the newest without it
@@ -93,7 +93,10 @@ pub enum Verb {
         /// How the package comes
         #[command(flatten)]
         line: Line,
-        /// Refuse to pay more than this
+        /// Of several programs so many come at once, 1 to 8; they share the rate of --limit-rate
+        #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u32).range(1..=8))]
+        jobs: u32,
+        /// Refuse to pay more than this, for each
         #[arg(long, value_name = "AMOUNT")]
         max_price: Option<Amount>,
         /// Pay for another order of a release that was bought for this processor before
@@ -138,11 +141,7 @@ pub enum Verb {
     },
     /// List your receipts, fetching those that are not kept here yet
     #[command(after_help = "Example:\n  chipbound receipts")]
-    Receipts {
-        /// List only what is kept here, without a server
-        #[arg(long)]
-        offline: bool,
-    },
+    Receipts(super::receipts::Listed),
     /// Show, verify and hand on receipts, without a server
     #[command(subcommand)]
     Receipt(super::receipts::Verb),
@@ -172,7 +171,7 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
         Verb::Catalogue => catalogue(&home, output).await,
         Verb::Balance => balance(&home, output).await,
         Verb::Cancel { order } => cancel(&home, output, &order).await,
-        Verb::Buy { programs, version, output: target, key_mode, line, max_price, again, pay } => {
+        Verb::Buy { programs, version, output: target, key_mode, line, jobs, max_price, again, pay } => {
             if programs.len() > 1 && (version.is_some() || target.is_some()) {
                 return Err(Refusal::new(Code::Conflict, "a version and a file are of one program: buy it by itself"));
             }
@@ -180,9 +179,15 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
             let (session, api) = logged_in(&home)?;
             let socket = home.processor(common.processor.as_deref());
             let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
-            for program in programs {
+            let wish = |program| {
                 let (version, target, line, payment) = (version.clone(), target.clone(), line.wanted(), payment.clone());
-                let wish = Wish { program, version, key_mode, line, max_price, target, again, payment };
+                Wish { program, version, key_mode, line, max_price, target, again, payment }
+            };
+            let mut wishes: Vec<_> = programs.into_iter().map(wish).collect();
+            if wishes.len() > 1 {
+                return several::buy_all(&device, output, wishes, jobs).await;
+            }
+            if let Some(wish) = wishes.pop() {
                 delivered(output, &buy(&device, &wish).await?);
             }
             Ok(())
@@ -207,7 +212,7 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
         }
         Verb::Downloads { give_up: None } => downloads(&home.processor(common.processor.as_deref()), output).await,
         Verb::Downloads { give_up: Some(order) } => give_up(&home.processor(common.processor.as_deref()), output, order).await,
-        Verb::Receipts { offline } => super::receipts::list(&home, output, offline).await,
+        Verb::Receipts(listed) => super::receipts::list(&home, output, listed).await,
         Verb::Receipt(verb) => super::receipts::execute(verb, &home, output).await,
     }
 }
@@ -276,7 +281,7 @@ fn payment(text: &str) -> Result<Payment> {
     }
 }
 
-fn delivered(output: &Output, delivered: &Delivered) {
+pub(super) fn delivered(output: &Output, delivered: &Delivered) {
     let Delivered { package, size, receipt, receipt_path, chosen } = delivered;
     let (package, receipt_path) = (package.display(), receipt_path.display());
     output.result(

@@ -5,6 +5,7 @@ pub mod installed;
 pub mod package;
 pub mod processor;
 pub mod receipts;
+mod several;
 pub mod token;
 pub mod vendor;
 

@@ -1,6 +1,7 @@
 //! The verbs about receipts.
 
 use super::logged_in;
+use crate::api::Api;
 use crate::home::Home;
 use crate::log_audit::{Source, audit};
 use crate::output::Output;
@@ -14,7 +15,19 @@ use chipbound_wire::signed::read_claims;
 use chipbound_wire::{Code, Refusal, Result};
 use clap::Subcommand;
 use serde_json::json;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
+
+/// Which receipts are listed.
+#[derive(clap::Args, Debug)]
+pub struct Listed {
+    /// List only what is kept here, without a server
+    #[arg(long)]
+    offline: bool,
+    /// Fetch and list so many, the newest ones [default: all]
+    #[arg(long, value_name = "N")]
+    limit: Option<NonZeroU32>,
+}
 
 /// What is done with receipts.
 #[derive(Subcommand, Debug)]
@@ -39,11 +52,7 @@ pub enum Verb {
     },
     /// List your receipts, fetching those that are not kept here yet
     #[command(after_help = "Example:\n  chipbound receipt list --offline")]
-    List {
-        /// List only what is kept here, without a server
-        #[arg(long)]
-        offline: bool,
-    },
+    List(Listed),
     /// Write a receipt and its proof into one file, for whoever is to verify it elsewhere
     #[command(after_help = "Example:\n  chipbound receipt export 7c9e6679f0a34de28b1dd0c1c4e0a9b2 -o perl.receipt")]
     Export {
@@ -74,7 +83,7 @@ pub async fn execute(verb: Verb, home: &Home, output: &Output) -> Result<()> {
     match verb {
         Verb::Show { receipt } => show(home, output, &receipt),
         Verb::Verify { receipt, root, revocations } => verify(home, output, &receipt, root, revocations),
-        Verb::List { offline } => list(home, output, offline).await,
+        Verb::List(listed) => list(home, output, listed).await,
         Verb::Export { receipt, output: file } => export(home, output, &receipt, file),
         Verb::AuditLog { log, root, tls_root } => {
             let roots = receipts::roots(home, root.as_deref())?;
@@ -127,11 +136,13 @@ fn verify(home: &Home, output: &Output, name: &str, root: Option<PathBuf>, revoc
 }
 
 /// Lists the receipts that are kept here, after those that the server has besides were fetched.
-pub(crate) async fn list(home: &Home, output: &Output, offline: bool) -> Result<()> {
-    let fetched = if offline { Ok(()) } else { fetch(home).await };
+pub(crate) async fn list(home: &Home, output: &Output, listed: Listed) -> Result<()> {
+    let most = listed.limit.map_or(usize::MAX, |limit| usize::try_from(limit.get()).unwrap_or(usize::MAX));
+    let fetched = if listed.offline { Ok(()) } else { fetch(home, most).await };
     let mut found: Vec<(Receipt, PathBuf)> =
         home.receipts()?.into_iter().map(|(path, bytes)| Ok((read_claims(&bytes)?, path))).collect::<Result<_>>()?;
     found.sort_by_key(|(r, _)| std::cmp::Reverse((r.issued_at, r.number)));
+    found.truncate(most);
     let row = |(r, _): &(Receipt, PathBuf)| {
         let program = format!("{} {}", r.program.name(), &*r.version);
         vec![r.number.to_string(), receipts::moment(r.issued_at), r.amount.to_string(), program, r.order.to_string()]
@@ -147,25 +158,40 @@ pub(crate) async fn list(home: &Home, output: &Output, offline: bool) -> Result<
     fetched
 }
 
-/// Fetches receipts and proofs that are not kept here. What the server shows and cannot prove is refused after all are fetched.
-async fn fetch(home: &Home) -> Result<()> {
+/// Fetches receipts and proofs that are not kept here, of the `most` newest. What the server shows and cannot prove is refused after all
+/// are fetched.
+async fn fetch(home: &Home, most: usize) -> Result<()> {
     let (_, api) = logged_in(home)?;
-    let mut outcome = Ok(());
-    for receipt in api.receipts().await?.receipts {
-        let claims: Receipt = read_claims(&receipt.0)?;
-        if !home.receipt_path(&claims.order).exists() {
-            home.store_receipt(&claims.order, &receipt.0)?;
+    let (mut outcome, mut next, mut left) = (Ok(()), None, most);
+    loop {
+        let page = api.receipts(next.as_deref(), left).await?;
+        for receipt in page.receipts.iter().take(left) {
+            outcome = outcome.and(fetch_one(home, &api, &receipt.0).await?);
         }
-        if claims.log.is_some() && !home.proof_path(&claims.order).exists() {
-            let proof = api.order_state(&claims.order).await?.proof;
-            outcome = outcome.and(prove(home, &api, &receipt.0, proof.as_deref()).await);
+        left = left.saturating_sub(page.receipts.len());
+        // A server that shows nothing and says that there is more would be asked for ever.
+        if left == 0 || page.receipts.is_empty() || page.next.is_none() || page.next == next {
+            return outcome;
         }
+        next = page.next;
     }
-    outcome
+}
+
+/// Keeps a receipt, and its proof; the inner result says whether that is one.
+async fn fetch_one(home: &Home, api: &Api, receipt: &[u8]) -> Result<Result<()>> {
+    let claims: Receipt = read_claims(receipt)?;
+    if !home.receipt_path(&claims.order).exists() {
+        home.store_receipt(&claims.order, receipt)?;
+    }
+    if claims.log.is_none() || home.proof_path(&claims.order).exists() {
+        return Ok(Ok(()));
+    }
+    let proof = api.order_state(&claims.order).await?.proof;
+    Ok(prove(home, api, receipt, proof.as_deref()).await)
 }
 
 /// Checks the proof under the first authority that the receipt verifies under.
-async fn prove(home: &Home, api: &crate::api::Api, receipt: &[u8], proof: Option<&str>) -> Result<()> {
+async fn prove(home: &Home, api: &Api, receipt: &[u8], proof: Option<&str>) -> Result<()> {
     let mut refusal = Refusal::new(Code::CertificateForeign, "no authority is known here");
     for root in home.authorities()? {
         match receipts::verify(receipt, std::slice::from_ref(&root)) {

@@ -133,7 +133,7 @@ impl World {
 
     /// All orders that the server keeps a receipt for.
     pub(crate) fn receipts(&self) -> usize {
-        self.runtime.block_on(async { self.api().receipts().await.unwrap().receipts.len() })
+        self.runtime.block_on(async { self.api().receipts(None, 256).await.unwrap().receipts.len() })
     }
 
     /// The log of a daemon: [`AUTHORITY`], [`SERVER`], [`PROCESSOR`], or the next processors after it.

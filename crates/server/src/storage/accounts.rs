@@ -5,6 +5,7 @@ use super::sql::{Row, Tx, all, first, number, signed, values};
 use super::{Accounts, BookBalance, Credentials, NewAccount, Principal, Statement, StoredToken, ledger};
 use chipbound_wire::api::{AccountRole, Balance, Scope, TokenInfo};
 use chipbound_wire::{AccountId, Amount, Code, Digest, Refusal, Result, Time};
+use serde::Serialize;
 
 fn principal(row: &dyn Row) -> Result<Principal> {
     Ok(Principal { account: AccountId(row.id("account")?), user: row.text("user")?, role: row.parsed("role")?, scopes: None })
@@ -24,6 +25,39 @@ fn named(books: &dyn Tx, user: &str) -> Result<Principal> {
 /// Locks an account, for what is limited for each account.
 pub(super) fn lock(tx: &dyn Tx, account: &AccountId) -> Result<()> {
     tx.lock("SELECT 1 FROM accounts WHERE account = $1 FOR UPDATE", values![account])
+}
+
+/// Carries an instruction of the operator's out, unless it was under that key: returns what the account had afterwards, then as now.
+/// [`Code::IdempotencyConflict`] where the key was used for something else.
+fn once(
+    tx: &dyn Tx,
+    account: AccountId,
+    key: &str,
+    parameters: &impl Serialize,
+    amount: Amount,
+    carry_out: impl FnOnce() -> Result<u64>,
+) -> Result<Balance> {
+    let text = serde_json::to_vec(parameters).map_err(|e| Refusal::new(Code::Internal, "an instruction cannot be written").because(e))?;
+    let parameters = Digest::of(&text);
+    lock(tx, &account)?;
+    let find = "SELECT parameters, available, held FROM instructions WHERE account = $1 AND key = $2";
+    let of = |minor| Amount { minor, currency: amount.currency };
+    let read = |row: &dyn Row| {
+        let balance = Balance { available: of(row.number("available")?), held: of(row.number("held")?) };
+        Ok((Digest(row.id("parameters")?), balance))
+    };
+    if let Some((before, balance)) = first(tx, find, values![&account, key], read)? {
+        return match before == parameters {
+            true => Ok(balance),
+            false => Err(Refusal::new(Code::IdempotencyConflict, format!("the key {key:?} was used for something else on this account"))),
+        };
+    }
+    let entry = carry_out()?;
+    let balance = ledger::balance(tx, account, amount.currency)?;
+    let insert = "INSERT INTO instructions (account, key, parameters, entry, available, held) VALUES ($1, $2, $3, $4, $5, $6)";
+    let (available, held) = (signed(balance.available.minor)?, signed(balance.held.minor)?);
+    tx.put(insert, values![&account, key, &parameters, signed(entry)?, available, held])?;
+    Ok(balance)
 }
 
 impl Accounts for Books {
@@ -138,24 +172,21 @@ impl Accounts for Books {
         self.read(move |books: &dyn Tx| first(books, find, values![&token, now], read)).await
     }
 
-    async fn deposit(&self, user: &str, amount: Amount, at: Time) -> Result<Balance> {
-        let user = user.to_owned();
+    async fn deposit(&self, user: &str, amount: Amount, key: &str, at: Time) -> Result<Balance> {
+        let (user, key) = (user.to_owned(), key.to_owned());
         let deposit = move |tx: &dyn Tx| {
             let account = named(tx, &user)?.account;
-            lock(tx, &account)?;
-            ledger::deposit(tx, account, amount, at)?;
-            ledger::balance(tx, account, amount.currency)
+            once(tx, account, &key, &("deposit", amount, ""), amount, || ledger::deposit(tx, account, amount, at))
         };
         self.write(deposit).await
     }
 
-    async fn payout(&self, user: &str, amount: Amount, note: &str, at: Time) -> Result<()> {
-        let (user, note) = (user.to_owned(), note.to_owned());
+    async fn payout(&self, user: &str, amount: Amount, note: &str, key: &str, at: Time) -> Result<Balance> {
+        let (user, note, key) = (user.to_owned(), note.to_owned(), key.to_owned());
         let payout = move |tx: &dyn Tx| {
-            let principal = named(tx, &user)?;
-            lock(tx, &principal.account)?;
-            let book = if principal.role == AccountRole::Vendor { "revenue" } else { "funds" };
-            ledger::payout(tx, principal.account, book, amount, &note, at)
+            let Principal { account, role, .. } = named(tx, &user)?;
+            let book = if role == AccountRole::Vendor { "revenue" } else { "funds" };
+            once(tx, account, &key, &("payout", amount, &note), amount, || ledger::payout(tx, account, book, amount, &note, at))
         };
         self.write(payout).await
     }

@@ -4,13 +4,10 @@ use super::books::Books;
 use super::log::{self, Opened};
 use super::sql::{Row, Tx, all, first, number, signed, unreadable, values};
 use super::states::{refusal, step};
-use super::{Deliveries, Delivery, ReceiptEntry, SettledOrder, Settlement, Settling, StoredOrder, ledger, orders, payments};
+use super::{Deliveries, Delivery, ReceiptEntry, SettledOrder, Settlement, Settling, StoredOrder, StoredReceipt, ledger, orders, payments};
 use chipbound_wire::api::OrderState;
 use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, Time};
 use std::collections::{BTreeMap, HashMap};
-
-/// Receipts in one answer.
-const RECEIPTS: u32 = 256;
 
 fn no_such_delivery() -> Refusal {
     Refusal::new(Code::AcknowledgementMismatch, "no package with that seal was sent for this order")
@@ -39,7 +36,9 @@ impl Deliveries for Books {
                 OrderState::Cancelled | OrderState::Expired | OrderState::Refunded | OrderState::Confirmed => {
                     return Err(refusal(order.state));
                 }
-                OrderState::Authorised => return Err(Refusal::new(Code::OrderState, "no ticket was shown for the order")),
+                OrderState::Authorised => {
+                    return Err(Refusal::new(Code::OrderState, "no delivery of the order was begun: ask for a ticket and show it first"));
+                }
                 _ => {}
             }
             tx.put(
@@ -94,9 +93,15 @@ impl Deliveries for Books {
         self.write(move |tx: &dyn Tx| settle_all(tx, &batch)).await
     }
 
-    async fn receipts(&self, account: AccountId) -> Result<Vec<Vec<u8>>> {
-        let list = "SELECT receipt FROM receipts WHERE account = $1 ORDER BY issued_at DESC, seller, number DESC LIMIT $2";
-        self.read_long(move |books: &dyn Tx| all(books, list, values![&account, RECEIPTS], |row| row.bytes("receipt"))).await
+    async fn receipts(&self, account: AccountId, before: (Time, OrderId), most: u32) -> Result<Vec<StoredReceipt>> {
+        let list = "SELECT order_id, issued_at, receipt FROM receipts WHERE account = $1 AND (issued_at, order_id) < ($2, $3)
+                    ORDER BY issued_at DESC, order_id DESC LIMIT $4";
+        let read = |row: &dyn Row| {
+            let (order, issued_at) = (OrderId(row.id("order_id")?), Time(row.number("issued_at")?));
+            Ok(StoredReceipt { order, issued_at, receipt: row.bytes("receipt")? })
+        };
+        let issued_at = signed(before.0.0)?;
+        self.read_long(move |books: &dyn Tx| all(books, list, values![&account, issued_at, &before.1, most], read)).await
     }
 }
 

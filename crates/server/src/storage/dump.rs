@@ -72,7 +72,7 @@ pub(super) struct Table {
 type Form = (&'static str, usize, &'static [(&'static str, Kind)]);
 
 #[rustfmt::skip]
-const FORMS: [Form; 13] = [
+const FORMS: [Form; 14] = [
     ("accounts", 1, &[("account", Blob), ("\"user\"", Text), ("role", Text), ("password", Text), ("created_at", Integer)]),
     ("releases", 1, &[("manifest", Blob), ("program", Text), ("name", Text), ("version", Text), ("sequence", Integer), ("vendor", Blob),
         ("price", Integer), ("currency", Text), ("signed_manifest", Blob), ("layout", Blob), ("plain_digest", Blob),
@@ -89,6 +89,9 @@ const FORMS: [Form; 13] = [
     ("transfers", 2, &[("order_id", Blob), ("from_processor", Blob), ("to_processor", Blob), ("retirement", Blob), ("transfer", Blob),
         ("at", Integer)]),
     ("payments", 1, &[("order_id", Blob), ("attempt", Integer), ("method", Blob), ("state", Text), ("reference", Text)]),
+    // Its entries come last: that they are there is asked at the end.
+    ("instructions", 2, &[("account", Blob), ("key", Text), ("parameters", Blob), ("entry", Integer), ("available", Integer),
+        ("held", Integer)]),
     ("sellers", 1, &[("seller", Blob), ("receipts", Integer)]),
     ("receipts", 2, &[("seller", Blob), ("number", Integer), ("order_id", Blob), ("account", Blob), ("receipt", Blob),
         ("issued_at", Integer), ("log_index", Integer)]),
@@ -100,8 +103,11 @@ const FORMS: [Form; 13] = [
 
 /// An entry follows its postings, and these the entry before: the books take them in no other order.
 const POSTINGS: Form = ("postings", 2, &[("entry", Integer), ("book", Text), ("account", Blob), ("currency", Text), ("minor", Integer)]);
-const ENTRIES: Form =
-    ("entries", 1, &[("entry", Integer), ("kind", Text), ("order_id", Blob), ("round", Integer), ("at", Integer), ("note", Text)]);
+const ENTRIES: Form = (
+    "entries",
+    1,
+    &[("entry", Integer), ("kind", Text), ("order_id", Blob), ("round", Integer), ("at", Integer), ("note", Text), ("shares", Text)],
+);
 
 /// All tables of a backup.
 pub(super) static TABLES: LazyLock<Vec<Table>> = LazyLock::new(|| FORMS.into_iter().chain([POSTINGS, ENTRIES]).map(Table::of).collect());

@@ -178,7 +178,7 @@ fn payments<W: Write>(books: &dyn Tx, out: &mut Lines<W>) -> Result<()> {
 
 /// Entries with their postings; where postings have none, they stand alone.
 fn entries<W: Write>(books: &dyn Tx, out: &mut Lines<W>) -> Result<()> {
-    let list = "SELECT entry, kind, order_id, round, at, note FROM entries WHERE entry > $1 ORDER BY entry LIMIT $2";
+    let list = "SELECT entry, kind, order_id, round, at, note, shares FROM entries WHERE entry > $1 ORDER BY entry LIMIT $2";
     let read = |row: &dyn Row| {
         let order = row.optional_bytes("order_id")?;
         Ok(Entry {
@@ -188,6 +188,7 @@ fn entries<W: Write>(books: &dyn Tx, out: &mut Lines<W>) -> Result<()> {
             round: row.number("round")?,
             at: Time(row.number("at")?),
             note: row.text("note")?,
+            shares: row.optional_text("shares")?.map(|text| serde_json::from_str(&text)).transpose().map_err(|_| unreadable())?,
             postings: Vec::new(),
         })
     };

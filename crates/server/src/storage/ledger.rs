@@ -22,15 +22,15 @@ fn posting(book: &'static str, account: AccountId, minor: i64) -> Posting {
     Posting { book, account, minor }
 }
 
-/// Money from outside to the account's funds.
-pub(super) fn deposit(tx: &dyn Tx, account: AccountId, amount: Amount, at: Time) -> Result<()> {
+/// Money from outside to the account's funds; returns the entry's number.
+pub(super) fn deposit(tx: &dyn Tx, account: AccountId, amount: Amount, at: Time) -> Result<u64> {
     let minor = signed(amount.minor)?;
     let held_and_free = balance(tx, account, amount.currency)?;
     if held_and_free.available.minor.saturating_add(held_and_free.held.minor).saturating_add(amount.minor) > Amount::MAX_MINOR {
         return Err(Refusal::new(Code::TooLarge, "the balance would be larger than the largest amount"));
     }
     let postings = [posting("deposits", account, -minor), posting("funds", account, minor)];
-    enter(tx, &Entry { kind: "deposit", order: None, round: 0, note: "", at }, amount.currency, &postings).map(drop)
+    enter(tx, &Entry { kind: "deposit", order: None, round: 0, note: "", shares: None, at }, amount.currency, &postings)
 }
 
 /// From the customer's funds, or what the card provider owes us, to what is held for the order, in the round that the order counts;
@@ -89,7 +89,8 @@ pub(super) fn capture(tx: &dyn Tx, order: &StoredOrder, shares: &Shares, at: Tim
         posting("fees", order.seller, minor(parts.fee)?),
         posting("tax", order.seller, minor(parts.tax)?),
     ];
-    enter(tx, &Entry::of(order, "capture", at), order.price.currency, &postings)
+    let rates = shares.rates()?;
+    enter(tx, &Entry { shares: Some(&rates), ..Entry::of(order, "capture", at) }, order.price.currency, &postings)
 }
 
 /// What was captured for the order back to where its hold came from, from wherever it went.
@@ -112,8 +113,8 @@ pub(super) fn refund(tx: &dyn Tx, order: &StoredOrder, note: &str, at: Time) -> 
     enter(tx, &Entry { round: 0, note, ..Entry::of(order, "refund", at) }, order.price.currency, &postings).map(drop)
 }
 
-/// Money of an account's book to outside; [`Code::InsufficientFunds`].
-pub(super) fn payout(tx: &dyn Tx, account: AccountId, book: &'static str, amount: Amount, note: &str, at: Time) -> Result<()> {
+/// Money of an account's book to outside; [`Code::InsufficientFunds`]. Returns the entry's number.
+pub(super) fn payout(tx: &dyn Tx, account: AccountId, book: &'static str, amount: Amount, note: &str, at: Time) -> Result<u64> {
     let (currency, wanted) = (amount.currency, signed(amount.minor)?);
     let there = free(tx, account, book, currency)?;
     if there < wanted {
@@ -121,7 +122,7 @@ pub(super) fn payout(tx: &dyn Tx, account: AccountId, book: &'static str, amount
         return Err(Refusal::new(Code::InsufficientFunds, format!("{amount} are to be paid out, and {there} are there")));
     }
     let postings = [posting(book, account, -wanted), posting("deposits", account, wanted)];
-    enter(tx, &Entry { kind: "payout", order: None, round: 0, note, at }, currency, &postings).map(drop)
+    enter(tx, &Entry { kind: "payout", order: None, round: 0, note, shares: None, at }, currency, &postings)
 }
 
 /// What an entry says besides its postings.
@@ -131,12 +132,14 @@ struct Entry<'a> {
     /// Which hold of the order it is or ends; 0 for what is none of these.
     round: u64,
     note: &'a str,
+    /// By what rates a capture divides the price.
+    shares: Option<&'a str>,
     at: Time,
 }
 
 impl Entry<'static> {
     fn of(order: &StoredOrder, kind: &'static str, at: Time) -> Self {
-        Self { kind, order: Some(order.order), round: order.holds, note: "", at }
+        Self { kind, order: Some(order.order), round: order.holds, note: "", shares: None, at }
     }
 }
 
@@ -152,9 +155,9 @@ fn enter(tx: &dyn Tx, entry: &Entry<'_>, currency: Currency, postings: &[Posting
         let insert = "INSERT INTO postings (entry, currency, book, account, minor) VALUES ($1, $2, $3, $4, $5)";
         tx.put(insert, values![number, currency, posting.book, &posting.account, posting.minor])?;
     }
-    let insert = "INSERT INTO entries (entry, kind, order_id, round, at, note) VALUES ($1, $2, $3, $4, $5, $6)";
-    let Entry { kind, order, round, note, at } = entry;
-    tx.put(insert, values![number, *kind, order.as_ref(), signed(*round)?, signed(at.0)?, *note])?;
+    let insert = "INSERT INTO entries (entry, kind, order_id, round, at, note, shares) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    let Entry { kind, order, round, note, shares, at } = entry;
+    tx.put(insert, values![number, *kind, order.as_ref(), signed(*round)?, signed(at.0)?, *note, *shares])?;
     u64::try_from(number).map_err(|_| unreadable())
 }
 

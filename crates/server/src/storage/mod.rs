@@ -26,15 +26,22 @@ mod tests;
 mod transfers;
 
 pub use books::{Books, Location};
-pub use settlement::{Deliveries, Log, MakeReceipt, ReceiptEntry, SettledOrder, Settlement, Settling};
+pub use settlement::{Deliveries, Log, MakeReceipt, ReceiptEntry, SettledOrder, Settlement, Settling, StoredReceipt};
 pub use shares::{Parts, Shares};
 
 use chipbound_session::Roots;
 use chipbound_wire::api::{AccountRole, Balance, OrderState, Scope, TokenInfo};
+use chipbound_wire::random::fresh;
 use chipbound_wire::suite::{Aead, Kem, KeyMode};
-use chipbound_wire::{AccountId, Amount, Currency, Digest, KeyId, OrderId, ProgramId, Result, Time};
+use chipbound_wire::{AccountId, Amount, Currency, Digest, Hex, KeyId, OrderId, ProgramId, Result, SystemRandom, Time};
 use std::future::Future;
 use std::io::Write;
+
+/// A key for an instruction that has none yet: 32 hexadecimal digits.
+#[must_use]
+pub fn fresh_key() -> String {
+    Hex(&fresh::<16>(&mut SystemRandom)).to_string()
+}
 
 /// Everything that the server keeps. Every method can fail with [`chipbound_wire::Code::Database`].
 pub trait Repository:
@@ -114,10 +121,13 @@ pub trait Accounts {
     fn revoke_token(&self, account: AccountId, name: &str) -> impl Future<Output = Result<()>> + Send;
     /// Who may ask with the API token of that digest at the time `now`.
     fn token(&self, token: Digest, now: Time) -> impl Future<Output = Result<Option<Principal>>> + Send;
-    /// Adds money from outside to a user's funds; an unknown user is [`chipbound_wire::Code::NotFound`].
-    fn deposit(&self, user: &str, amount: Amount, at: Time) -> impl Future<Output = Result<Balance>> + Send;
-    /// Pays out to outside: a vendor from revenue, anybody else from funds. [`chipbound_wire::Code::InsufficientFunds`].
-    fn payout(&self, user: &str, amount: Amount, note: &str, at: Time) -> impl Future<Output = Result<()>> + Send;
+    /// Adds money from outside to a user's funds, once for each key of 1 to 128 bytes: returns what the user had afterwards, on every repeat
+    /// the same. An unknown user is [`chipbound_wire::Code::NotFound`], a key that was used on this account for anything else
+    /// [`chipbound_wire::Code::IdempotencyConflict`].
+    fn deposit(&self, user: &str, amount: Amount, key: &str, at: Time) -> impl Future<Output = Result<Balance>> + Send;
+    /// Pays out to outside, a vendor from revenue, anybody else from funds, once for each key as [`Self::deposit`] does; returns what the
+    /// user had to spend afterwards. [`chipbound_wire::Code::InsufficientFunds`].
+    fn payout(&self, user: &str, amount: Amount, note: &str, key: &str, at: Time) -> impl Future<Output = Result<Balance>> + Send;
     /// What stands in each book of an account.
     fn books_of(&self, account: AccountId) -> impl Future<Output = Result<Vec<BookBalance>>> + Send;
     /// What happened to a user's money with `from` ≤ time < `until`; an unknown user is [`chipbound_wire::Code::NotFound`], more than

@@ -153,7 +153,7 @@ impl Orders for Books {
             if order.state == OrderState::Delivering && number(tx, sealed, values![&order.order])? > 0 {
                 return Err(Refusal::new(
                     Code::OrderState,
-                    "a package was sealed for the order: what is not acknowledged runs out by itself",
+                    "a package was sealed for the order: let the delivery end, or leave it, and what is held goes back when it runs out",
                 ));
             }
             end(tx, &mut order, OrderState::Cancelled, now)?;
@@ -290,7 +290,10 @@ fn check_deliverable(tx: &dyn Tx, order: &StoredOrder, now: Time) -> Result<()> 
         OrderState::Captured | OrderState::Released => {
             let until = number(tx, "SELECT readmitted_until AS n FROM orders WHERE order_id = $1", values![&order.order])?;
             if now.0 > until {
-                return Err(Refusal::new(Code::OrderState, "the order is settled: show its receipt to download again"));
+                return Err(Refusal::new(
+                    Code::OrderState,
+                    "the order is paid: show its receipt to download it again (chipbound redownload ORDER)",
+                ));
             }
             Ok(())
         }

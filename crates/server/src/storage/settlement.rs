@@ -58,6 +58,17 @@ pub struct ReceiptEntry {
     pub index: u64,
 }
 
+/// A receipt as it is kept.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredReceipt {
+    /// The order.
+    pub order: OrderId,
+    /// When it was given.
+    pub issued_at: Time,
+    /// The signed receipt.
+    pub receipt: Vec<u8>,
+}
+
 /// What the owner gets for an acknowledgement.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SettledOrder {
@@ -90,8 +101,8 @@ pub trait Deliveries {
     /// delivery that has a token already returns that one. Where the price is held outside of these books, its holder
     /// confirmed before that it was taken.
     fn settle(&self, batch: Vec<Settling>) -> impl Future<Output = Result<Vec<SettledOrder>>> + Send;
-    /// The account's newest 256 receipts, newest first.
-    fn receipts(&self, account: AccountId) -> impl Future<Output = Result<Vec<Vec<u8>>>> + Send;
+    /// The account's receipts, newest first, older than the one that is named by its time of issue and order; at most `most`.
+    fn receipts(&self, account: AccountId, before: (Time, OrderId), most: u32) -> impl Future<Output = Result<Vec<StoredReceipt>>> + Send;
 }
 
 /// The receipts' log. It grows where receipts are given.

@@ -15,7 +15,10 @@ fn transfer(tx: &dyn Tx, new: &NewTransfer) -> Result<Vec<u8>> {
         return Ok(done);
     }
     if !order.state.is_paid() {
-        return Err(Refusal::new(Code::OrderState, "only what is bought is transferred; an open order runs out by itself"));
+        return Err(Refusal::new(
+            Code::OrderState,
+            "only what is paid is transferred: let the delivery end first, or leave the order, which runs out by itself",
+        ));
     }
     if order.processor != new.from {
         return Err(Refusal::new(Code::Conflict, format!("the order is for processor {}", order.processor)));

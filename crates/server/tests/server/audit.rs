@@ -110,8 +110,8 @@ impl Busy {
             self.go(way, &user, program, number).await;
             world.pass(7);
         }
-        world.repository.payout("vera", eur(100), "transfer 17", world.now()).await.unwrap();
-        world.repository.payout("ann", eur(10), "", world.now()).await.unwrap();
+        world.repository.payout("vera", eur(100), "transfer 17", "bank 17", world.now()).await.unwrap();
+        world.repository.payout("ann", eur(10), "", "bank 18", world.now()).await.unwrap();
     }
 
     async fn placed(&self, user: &User<'_>, program: &str, number: u32) -> Order {
@@ -372,6 +372,7 @@ const BENT: &[(Rule, &str, Bend)] = &[
         row["state"] = json!("captured");
         let (seller, price) = (row["seller"].clone(), held["minor"].as_i64().unwrap());
         t.add_entry("capture", &order, 1, &[("held", &held["account"], -price), ("revenue", &seller, price)]);
+        t.entry("capture", "captured")["shares"] = json!({ "house": 0, "taxes": [] });
     }),
     (Rule::ReceiptNumber, "a count beyond the receipts", |t| shift(&mut t.find("seller", |_| true)["receipts"], 1)),
     (Rule::ReceiptSignature, "a receipt that was changed after it was signed", |t| flip(&mut t.find("receipt", |_| true)["receipt"])),
@@ -392,6 +393,11 @@ const BENT: &[(Rule, &str, Bend)] = &[
                 shift(&mut posting["minor"], 100 * sign);
             }
         }
+        let capture = t.entry("capture", "released");
+        let fees = posting(capture, "fees")["minor"].take().as_i64().unwrap();
+        posting(capture, "fees")["minor"] = json!(0);
+        shift(&mut posting(capture, "revenue")["minor"], fees);
+        capture["shares"]["house"] = json!(0);
         t.rebalance();
     }),
     (Rule::ReceiptTax, "a cent of tax that went to the vendor", |t| {
@@ -399,6 +405,22 @@ const BENT: &[(Rule, &str, Bend)] = &[
         shift(&mut posting(capture, "tax")["minor"], -1);
         shift(&mut posting(capture, "revenue")["minor"], 1);
         t.rebalance();
+    }),
+    (Rule::HouseShare, "a cent of the vendor's that went to the house", |t| {
+        let capture = t.entry("capture", "released");
+        shift(&mut posting(capture, "fees")["minor"], 1);
+        shift(&mut posting(capture, "revenue")["minor"], -1);
+        t.rebalance();
+    }),
+    (Rule::HouseShare, "a higher rate on record than was taken", |t| {
+        shift(&mut t.entry("capture", "released")["shares"]["house"], 100);
+    }),
+    (Rule::HouseShare, "a capture whose rates were forgotten", |t| {
+        let last = t.lines.iter().rposition(|line| line.get("entry").is_some_and(|e| e["kind"] == "capture")).unwrap();
+        t.lines[last]["entry"].as_object_mut().unwrap().remove("shares");
+    }),
+    (Rule::ReceiptTax, "another tax on record than on the receipt", |t| {
+        t.entry("capture", "released")["shares"]["taxes"][0]["name"] = json!("Toll");
     }),
     (Rule::LogEntry, "a receipt that left the log", |t| {
         let last = t.lines.iter().rposition(|line| line.get("receipt").is_some()).unwrap();
@@ -450,6 +472,13 @@ async fn whatever_is_bent_in_a_journal_is_found_by_the_rule_that_it_breaks() {
         assert_eq!(rules(&report), BTreeSet::from([*rule]), "{what}:\n{}", report.text());
         assert!(report.text().contains(rule.advice()), "{what}");
     }
+    // Books of before the rates were kept.
+    let mut before = clean.clone();
+    before.find("journal", |_| true)["version"] = json!(1);
+    for entry in before.lines.iter_mut().filter_map(|line| line.get_mut("entry")?.as_object_mut()) {
+        entry.remove("shares");
+    }
+    assert_eq!(before.report().text(), clean.report().text());
     let broken: BTreeSet<_> = BENT.iter().map(|(rule, _, _)| *rule).collect();
     assert_eq!(broken, Rule::ALL.iter().copied().collect(), "each rule is broken once");
 }

@@ -52,10 +52,44 @@ async fn receipts_are_numbered_without_a_gap_and_listed_newest_first() {
         let order = user.buy("tool", processor.id(), KeyMode::Direct).await;
         let delivered = user.receive(&order, &processor).await.unwrap();
         user.acknowledge(order.order, &delivered.acknowledgement).await.unwrap();
+        world.pass(1);
     }
     let numbers = |receipts: Receipts| receipts.receipts.iter().map(|r| read_claims::<Receipt>(&r.0).unwrap().number).collect::<Vec<_>>();
     assert_eq!(numbers(ann.get("/v1/receipts").await.unwrap()), [3, 1]);
     assert_eq!(numbers(bob.get("/v1/receipts").await.unwrap()), [2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_receipt_stands_on_one_page_also_where_many_are_of_one_second() {
+    let world = World::new().await;
+    world.repository_deposit("ann", 1000).await;
+    world.publish("tool", &sample(10)).await;
+    let processor = Processor::new(&world.pki);
+    let ann = world.log_in("ann").await;
+    let mut given = Vec::new();
+    for n in 0..5 {
+        let order = ann.buy("tool", processor.id(), KeyMode::Direct).await;
+        let delivered = ann.receive(&order, &processor).await.unwrap();
+        given.push(ann.acknowledge(order.order, &delivered.acknowledgement).await.unwrap().receipt);
+        if n == 2 {
+            world.pass(1);
+        }
+    }
+    for limit in [1, 2, 4, 5] {
+        let (mut shown, mut pages) = (Vec::new(), 0);
+        let mut path = format!("/v1/receipts?limit={limit}");
+        loop {
+            let page: Receipts = ann.get(&path).await.unwrap();
+            assert!(page.receipts.len() <= limit);
+            (shown, pages) = ([shown, page.receipts].concat(), pages + 1);
+            let Some(next) = page.next else { break };
+            path = format!("/v1/receipts?limit={limit}&cursor={next}");
+        }
+        assert_eq!(pages, given.len().div_ceil(limit));
+        assert!(shown.iter().all(|r| given.contains(r)), "others than were given");
+        assert!(given.iter().all(|r| shown.contains(r)) && shown.len() == given.len(), "each once");
+        assert!(given[3..].contains(&shown[0]) && given[3..].contains(&shown[1]), "the newest first");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use chipbound_server::config::Policy;
 use chipbound_server::keys::{ServerKeys, SharedKeys};
 use chipbound_server::log_key::LogSigner;
 use chipbound_server::payment::CardPayments;
-use chipbound_server::storage::{Accounts, Books, Journal, Location};
+use chipbound_server::storage::{Accounts, Books, Journal, Location, fresh_key};
 use chipbound_server::{Parts, Server, accounts, api, blobs::Blobs, line};
 use chipbound_session::tls::{Identity, SharedTrust};
 use chipbound_testkit::postgres::Cluster;
@@ -123,7 +123,7 @@ impl World {
         ] {
             repository.add_account(&accounts::new_account(user, role, &password(user), Time(0)).unwrap()).await.unwrap();
             if role == AccountRole::Customer {
-                repository.deposit(user, eur(1000), Time(0)).await.unwrap();
+                repository.deposit(user, eur(1000), "opening", Time(0)).await.unwrap();
             }
         }
         let ticking = clock.clone();
@@ -338,6 +338,6 @@ impl World {
     }
 
     pub(crate) async fn repository_deposit(&self, user: &str, minor: u64) {
-        self.repository.deposit(user, eur(minor), self.now()).await.unwrap();
+        self.repository.deposit(user, eur(minor), &fresh_key(), self.now()).await.unwrap();
     }
 }

@@ -79,7 +79,7 @@ pub(super) async fn a_backup_becomes_the_same_books_on_the_other_engine_and_thes
         books.settle(number, number, b"token").await.expect("settled");
     }
     books.repository.refund(OrderId([5; 16]), "", NOW).await.expect("refunded");
-    books.repository.payout("vera", eur(200), "transfer", NOW).await.expect("paid out");
+    books.repository.payout("vera", eur(200), "transfer", "p1", NOW).await.expect("paid out");
     books.place(111, "waiting", b"p").await.expect("an order");
     let transfer = crate::storage::NewTransfer {
         order: OrderId([7; 16]),

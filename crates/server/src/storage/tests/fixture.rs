@@ -3,7 +3,7 @@
 use crate::log_key::LogSigner;
 use crate::storage::{
     Accounts, Books, Deliveries, Delivery, Location, MakeReceipt, NewAccount, NewOrder, NewTicket, Orders, PendingUpload, Releases,
-    SettledOrder, Settlement, Settling, Shares, StoredOrder, StoredRelease,
+    SettledOrder, Settlement, Settling, Shares, StoredOrder, StoredRelease, fresh_key,
 };
 use chipbound_session::tls::Identity;
 use chipbound_testkit::Pki;
@@ -98,7 +98,7 @@ impl Fixture {
             books.repository.add_account(&new).await.expect("a new account");
         }
         books.publish(&release(b"v", "tool", "1.0", 1)).await.expect("a release");
-        books.repository.deposit("ann", eur(1000), NOW).await.expect("a deposit");
+        books.repository.deposit("ann", eur(1000), "opening", NOW).await.expect("a deposit");
         books
     }
 
@@ -168,7 +168,7 @@ impl Fixture {
     }
 
     pub(super) async fn repository_deposit(&self, minor: u64) {
-        self.repository.deposit("ann", eur(minor), NOW).await.expect("a deposit");
+        self.repository.deposit("ann", eur(minor), &fresh_key(), NOW).await.expect("a deposit");
     }
 
     /// Opens a second path for an order, and records that a package was sent.
@@ -306,6 +306,12 @@ impl Fixture {
         ] {
             assert_eq!(self.scalar(statement), 0, "{claim}");
         }
+    }
+
+    /// All receipts of an account, newest first.
+    pub(super) async fn receipts(&self, account: AccountId) -> Vec<Vec<u8>> {
+        let all = self.repository.receipts(account, (Time(i64::MAX as u64), OrderId([0xff; 16])), 256).await.expect("receipts");
+        all.into_iter().map(|r| r.receipt).collect()
     }
 
     pub(super) async fn money(&self) -> (u64, u64) {

@@ -15,7 +15,7 @@ pub(super) async fn an_order_is_held_once_and_captured_once(books: Fixture) {
     let again = books.settle(1, 1, b"another token").await.expect("settled again");
     assert_eq!(first, again, "repeats return the same bytes");
     assert_eq!(books.money().await, (750, 0));
-    assert_eq!(books.repository.receipts(BUYER).await.expect("receipts"), [first.receipt]);
+    assert_eq!(books.receipts(BUYER).await, [first.receipt]);
     books.audit().await;
 }
 
@@ -129,7 +129,7 @@ pub(super) async fn a_late_acknowledgement_is_held_once_more_or_refused_by_name(
     books.settle_as(late(2, 200)).await.expect("held once more");
     assert_eq!(books.money().await, (500, 0));
     assert_eq!(code(books.settle_as(late(3, 201)).await), Code::OrderExpired, "more than one term late");
-    books.repository.payout("ann", super::fixture::eur(400), "", NOW).await.expect("paid out");
+    books.repository.payout("ann", super::fixture::eur(400), "", "p", NOW).await.expect("paid out");
     let refusal = books.settle_as(late(3, 150)).await.expect_err("there is not enough");
     assert_eq!(refusal.code, Code::OrderExpired);
     assert!(refusal.detail.contains("the balance 1.00 EUR"), "{}", refusal.detail);
@@ -159,6 +159,31 @@ pub(super) async fn what_was_not_sealed_is_cancelled_and_what_was_is_not(books: 
     assert_eq!(code(books.repository.cancel(OTHER, OrderId([4; 16]), NOW).await), Code::UnknownOrder);
     books.settle(4, 4, b"t").await.expect("settled");
     assert_eq!(code(cancel(4).await), Code::OrderState, "it is paid");
+    books.audit().await;
+}
+
+pub(super) async fn a_cancel_and_a_delivery_at_once_end_in_one_of_two_ways_and_whoever_lost_hears_which(books: Fixture) {
+    let books = Arc::new(books);
+    books.repository_deposit(10_000).await;
+    for number in 1..=16 {
+        books.place(number, &format!("{number}"), b"p").await.expect("an order");
+        books.agree(number).await.expect("a hold");
+        books.redeem(number, NOW).await.expect("a second path");
+        let (other, order) = (books.clone(), OrderId([number; 16]));
+        let cancel = tokio::spawn(async move { other.repository.cancel(BUYER, order, NOW).await });
+        let sealed = books.seal(number, number).await;
+        match (cancel.await.expect("a task"), sealed) {
+            (Ok(cancelled), Err(refused)) => {
+                assert_eq!(cancelled.state, OrderState::Cancelled);
+                assert_eq!((refused.code, refused.detail.contains("was cancelled")), (Code::OrderCancelled, true), "{refused}");
+            }
+            (Err(refused), Ok(())) => {
+                assert_eq!((refused.code, refused.detail.contains("sealed")), (Code::OrderState, true), "{refused}");
+                books.settle(number, number, b"t").await.expect("the delivery ends as ever");
+            }
+            other => panic!("both or neither: {:?} {:?}", other.0.map(|o| o.state), other.1),
+        }
+    }
     books.audit().await;
 }
 
@@ -247,7 +272,7 @@ pub(super) async fn a_foreign_order_is_as_if_it_were_not_there(books: Fixture) {
     assert_eq!(code(repository.issue_ticket(&ticket, NOW, 4).await), Code::UnknownOrder);
     let receipt = books.settle(1, 1, b"t").await.expect("settled").receipt;
     assert_eq!(code(repository.readmit(OTHER, order, &receipt, NOW).await), Code::UnknownOrder);
-    assert!(repository.receipts(OTHER).await.expect("none").is_empty());
+    assert!(books.receipts(OTHER).await.is_empty());
 }
 
 pub(super) async fn a_ticket_admits_once_in_time_and_its_owner_only(books: Fixture) {

@@ -196,7 +196,7 @@ pub(super) async fn a_session_ends_by_time_by_log_out_and_by_newer_ones(books: F
         created_at: NOW,
     };
     assert_eq!(code(repository.add_account(&taken).await), Code::Conflict);
-    assert_eq!(code(repository.deposit("nobody", eur(1), NOW).await), Code::NotFound);
+    assert_eq!(code(repository.deposit("nobody", eur(1), "k", NOW).await), Code::NotFound);
 }
 
 pub(super) async fn who_agrees_to_nothing_and_uploads_nothing_is_stopped_at_a_limit(books: Fixture) {

@@ -1,0 +1,19 @@
+-- By what rates a capture was divided: {"house":HUNDREDTHS OF A PERCENT,"taxes":[{"name":NAME,"rate":HUNDREDTHS OF A PERCENT}]}. Captures of
+-- before say nothing of it.
+ALTER TABLE entries ADD COLUMN shares TEXT CHECK (shares IS NULL OR kind = 'capture');
+
+-- Deposits and payouts by the key under which the operator asked for them: each is carried out once, and answered the same each time.
+CREATE TABLE instructions (
+    account    BYTEA NOT NULL REFERENCES accounts,
+    key        TEXT NOT NULL CHECK (length(key) BETWEEN 1 AND 128),
+    parameters BYTEA NOT NULL CHECK (length(parameters) = 32), -- a digest of what was asked for
+    entry      BIGINT NOT NULL UNIQUE REFERENCES entries DEFERRABLE INITIALLY DEFERRED,
+    available  BIGINT NOT NULL CHECK (available >= 0), -- what the account had after it, in that currency
+    held       BIGINT NOT NULL CHECK (held >= 0),
+    PRIMARY KEY (account, key)
+);
+CREATE FUNCTION an_instruction_is_kept() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'an instruction is kept';
+END $$;
+CREATE TRIGGER instructions_stay BEFORE UPDATE OR DELETE OR TRUNCATE ON instructions EXECUTE FUNCTION an_instruction_is_kept();
