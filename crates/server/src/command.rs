@@ -6,7 +6,7 @@ use crate::backup::{Counted, backup, restore};
 use crate::config::Config;
 use crate::init::{Wishes, init};
 use crate::openapi;
-use crate::reconcile::{Difference, Reconciliation, reconcile};
+use crate::reconcile::{Difference, Reconciliation, reconcile, strangers};
 use crate::rotation::{Which, rotate};
 use crate::run::run;
 use crate::statement;
@@ -56,12 +56,20 @@ pub enum Command {
         #[arg(long)]
         config: PathBuf,
     },
-    /// Ask the card provider about every payment and list those that stand otherwise there; nothing is changed.
-    #[command(after_help = "Example:\n  chipbound server reconcile --config shop/server.toml")]
+    /// Ask the card provider about every payment: list those that stand otherwise there, and what it holds or took for orders that these
+    /// books do not know, as after a restored backup. Nothing is changed but what is to be given back.
+    #[command(after_help = "Example:\n  chipbound server reconcile --config shop/server.toml\n  \
+        chipbound server reconcile --config shop/server.toml --since 2026-11-20 --give-back pi_3MtwBwLkdIwHu7ix28a3tqPa")]
     Reconcile {
         /// The server's configuration.
         #[arg(long)]
         config: PathBuf,
+        /// Look through the provider's own payments since this day (UTC) alone, such as 2026-11-01.
+        #[arg(long, value_parser = day)]
+        since: Option<Time>,
+        /// A payment that these books do not know: have the provider give back what it holds or took. May be repeated.
+        #[arg(long, value_name = "PAYMENT")]
+        give_back: Vec<String>,
     },
     /// Print the description of the first path in OpenAPI 3.1; a running server answers it at /v1/openapi.json.
     #[command(after_help = "Example:\n  chipbound server openapi")]
@@ -251,7 +259,7 @@ pub fn execute(command: Command) -> Result<()> {
                 let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
                 run(Config::load(&config)?).await
             }
-            Command::Reconcile { config } => compare(&config).await,
+            Command::Reconcile { config, since, give_back } => compare(&config, since.unwrap_or(Time(0)), &give_back).await,
             Command::Openapi => {
                 println!("{:#}", openapi::document::<Books>());
                 Ok(())
@@ -407,7 +415,7 @@ fn day(text: &str) -> std::result::Result<Time, String> {
     u64::try_from(start.timestamp().as_second()).map(Time).map_err(|_| format!("{text} is before 1970"))
 }
 
-async fn compare(config: &Path) -> Result<()> {
+async fn compare(config: &Path, since: Time, give_back: &[String]) -> Result<()> {
     let loaded = Config::load(config)?;
     let cards = loaded.payment.open(&loaded.folder)?;
     let cards = cards.ok_or_else(|| Refusal::new(Code::ConfigInvalid, "the configuration names no card provider: [payment.cards]"))?;
@@ -416,8 +424,20 @@ async fn compare(config: &Path) -> Result<()> {
     for Difference { ours, theirs } in &differences {
         println!("{}  {}  {}  here: {}  there: {theirs}", ours.order, ours.reference, ours.amount, ours.state.as_str());
     }
-    println!("{compared} payments compared, {} differ", differences.len());
+    let strangers = strangers(&repository, &*cards.provider, since).await?;
     repository.close().await;
+    for stranger in &strangers {
+        let here = if stranger.order_is_here { "the order without it" } else { "no such order" };
+        println!("{}  {}  {}  here: {here}", stranger.order, stranger.reference, stranger.standing());
+    }
+    println!("{compared} payments compared, {} not known here, {} differ", strangers.len(), differences.len());
+    for reference in give_back {
+        let unknown =
+            || Refusal::new(Code::NotFound, format!("{reference} is no payment there that is not known here: nothing was given back"));
+        let stranger = strangers.iter().find(|s| s.reference == *reference).ok_or_else(unknown)?;
+        let done = stranger.give_back(&*cards.provider).await?;
+        println!("{reference} {} given back", if done { "is" } else { "is being" });
+    }
     Ok(())
 }
 

@@ -5,10 +5,10 @@
 //! else is [`Outcome::Unknown`], and the provider is asked where the payment stands.
 
 use super::judge::{self, Wrong, currency};
-use super::{Answer, Charge, Hold, Outcome, Provider, Standing};
+use super::{Answer, Charge, Hold, ListedPage, Outcome, Provider, Standing};
 use chipbound_transport::{Client, ServerTrust, client::ClientTimeouts};
 use chipbound_wire::payment::CardToken;
-use chipbound_wire::{Digest, Hex, Result};
+use chipbound_wire::{Digest, Hex, Result, Time};
 use http::header::RETRY_AFTER;
 use http::{Method, StatusCode};
 use serde_json::Value;
@@ -198,20 +198,12 @@ impl Cards {
         let (mut found, mut after) = (Vec::new(), None::<String>);
         for _ in 0..PAGES {
             // A minute before the order: the two clocks may differ.
-            let since = charge.since.0.saturating_sub(60).to_string();
-            let mut form = vec![("limit", "100".to_owned()), ("created[gte]", since)];
-            form.extend(after.take().map(|id| ("starting_after", id)));
-            let question = Question { method: Method::GET, path: "/v1/payment_intents".to_owned(), key: None, form };
-            let judged = |answer: &Value| {
-                let listed = answer["data"].as_array().ok_or("the answer is no list")?;
-                let ours = listed.iter().filter(|one| one["metadata"]["order"] == order.as_str());
-                let ours =
-                    ours.map(|one| judge::payment(one, &charge.order, &charge.amount)).collect::<std::result::Result<Vec<_>, Wrong>>()?;
-                let more = answer["has_more"].as_bool().ok_or("the answer is no list")?;
-                let last = listed.last().and_then(|one| one["id"].as_str()).filter(|id| more && judge::is_reference(id));
-                Ok(Outcome::Done((ours, last.map(str::to_owned))))
+            let since = Time(charge.since.0.saturating_sub(60));
+            let take = |one: &Value| match one["metadata"]["order"] == order.as_str() {
+                true => judge::payment(one, &charge.order, &charge.amount).map(Some),
+                false => Ok(None),
             };
-            match self.settle(&question, judged).await.or_unknown() {
+            match self.page(since, after.as_deref(), take).await {
                 Outcome::Done((ours, more)) => {
                     found.extend(ours);
                     after = more;
@@ -224,6 +216,26 @@ impl Cards {
             }
         }
         Outcome::Unknown("it has too many payments since the order to look through".to_owned())
+    }
+
+    /// What `take` reads of a page of all payments since then, newest first, and after which one the next page begins.
+    async fn page<T>(
+        &self,
+        since: Time,
+        after: Option<&str>,
+        take: impl Fn(&Value) -> std::result::Result<Option<T>, Wrong>,
+    ) -> Outcome<(Vec<T>, Option<String>)> {
+        let mut form = vec![("limit", "100".to_owned()), ("created[gte]", since.0.to_string())];
+        form.extend(after.map(|id| ("starting_after", id.to_owned())));
+        let question = Question { method: Method::GET, path: "/v1/payment_intents".to_owned(), key: None, form };
+        let judged = |answer: &Value| {
+            let listed = answer["data"].as_array().ok_or("the answer is no list")?;
+            let taken = listed.iter().filter_map(|one| take(one).transpose()).collect::<std::result::Result<Vec<_>, Wrong>>()?;
+            let more = answer["has_more"].as_bool().ok_or("the answer is no list")?;
+            let last = listed.last().and_then(|one| one["id"].as_str()).filter(|id| more && judge::is_reference(id));
+            Ok(Outcome::Done((taken, last.map(str::to_owned))))
+        };
+        self.settle(&question, judged).await.or_unknown()
     }
 
     /// Asks until something is known, as often as patience allows.
@@ -351,5 +363,13 @@ impl Provider for Cards {
 
     fn payments_of<'a>(&'a self, charge: &'a Charge) -> Answer<'a, Vec<(Hold, Standing)>> {
         Box::pin(self.list(charge))
+    }
+
+    fn payments<'a>(&'a self, since: Time, after: Option<&'a str>) -> Answer<'a, ListedPage> {
+        Box::pin(self.page(since, after, |one| Ok(judge::listed(one))))
+    }
+
+    fn given_back<'a>(&'a self, hold: &'a Hold) -> Answer<'a, ()> {
+        Box::pin(self.refunded(hold))
     }
 }

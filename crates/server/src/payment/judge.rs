@@ -1,6 +1,6 @@
 //! What the card provider's answers say, believed only where they are about the payment that was asked for.
 
-use super::{Hold, Outcome, Standing};
+use super::{Hold, Listed, Outcome, Standing};
 use chipbound_wire::{Amount, OrderId};
 use serde_json::Value;
 
@@ -49,6 +49,18 @@ fn standing(answer: &Value, amount: &Amount) -> Result<Standing, Wrong> {
         Some("canceled" | "requires_payment_method" | "requires_confirmation" | "requires_action") => Ok(Standing::Ended),
         _ => Err("the answer names no state"),
     }
+}
+
+/// A payment of a list, if it is for an order.
+pub(super) fn listed(one: &Value) -> Option<Listed> {
+    let order = one["metadata"]["order"].as_str()?.parse().ok()?;
+    let reference = one["id"].as_str().filter(|id| is_reference(id))?.to_owned();
+    let amount = || {
+        let currency = one["currency"].as_str()?.to_ascii_uppercase().parse().ok()?;
+        Some(Amount { minor: one["amount"].as_u64()?, currency })
+    };
+    let found = amount().ok_or("the answer names no amount").and_then(|amount| payment(one, &order, &amount));
+    Some(Listed { order, reference, found: found.map_err(str::to_owned) })
 }
 
 /// A refund of the whole payment.

@@ -93,6 +93,20 @@ pub enum Standing {
     Ended,
 }
 
+/// A payment for an order as the provider lists it; no more of it is believed than stands here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listed {
+    /// The order that it says it is for.
+    pub order: OrderId,
+    /// What the provider calls it.
+    pub reference: String,
+    /// The payment and where it stands, or what is wrong with how it is described.
+    pub found: Result<(Hold, Standing), String>,
+}
+
+/// Payments, and after which one the next page begins.
+pub type ListedPage = (Vec<Listed>, Option<String>);
+
 /// An answer that is on its way.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Outcome<T>> + Send + 'a>>;
 
@@ -111,4 +125,9 @@ pub trait Provider: Send + Sync {
     /// Every payment that the provider has for this order, for one whose answer was lost. At most the newest 1,000 payments since
     /// the order was placed are looked through.
     fn payments_of<'a>(&'a self, charge: &'a Charge) -> Answer<'a, Vec<(Hold, Standing)>>;
+    /// A page of all payments for orders that the provider has since then, newest first, at most 100: the first one, or the one after the
+    /// payment that the page before named.
+    fn payments<'a>(&'a self, since: Time, after: Option<&'a str>) -> Answer<'a, ListedPage>;
+    /// Whether what was taken was given back; Declined where it was not.
+    fn given_back<'a>(&'a self, hold: &'a Hold) -> Answer<'a, ()>;
 }

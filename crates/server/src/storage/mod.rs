@@ -359,6 +359,8 @@ pub trait Orders {
     fn place_order(&self, new: &NewOrder) -> impl Future<Output = Result<StoredOrder>> + Send;
     /// An order of that account.
     fn order(&self, account: AccountId, order: OrderId) -> impl Future<Output = Result<StoredOrder>> + Send;
+    /// Whether there is an order, whosever it is.
+    fn has_order(&self, order: OrderId) -> impl Future<Output = Result<bool>> + Send;
     /// The account's orders, newest first, older than the one that is named by its time of issue and id; at most `most`.
     fn orders(&self, account: AccountId, before: (Time, OrderId), most: u32) -> impl Future<Output = Result<Vec<StoredOrder>>> + Send;
     /// Holds the price of an order whose signed confirmation has the digest `confirmation`. An order that was agreed to

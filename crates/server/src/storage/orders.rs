@@ -117,6 +117,11 @@ impl Orders for Books {
         self.read(move |books: &dyn Tx| owned(books, account, order)).await
     }
 
+    async fn has_order(&self, order: OrderId) -> Result<bool> {
+        let find = "SELECT 1 AS n FROM orders WHERE order_id = $1";
+        Ok(self.read(move |books: &dyn Tx| first(books, find, values![&order], |row| row.number("n"))).await?.is_some())
+    }
+
     async fn orders(&self, account: AccountId, before: (Time, OrderId), most: u32) -> Result<Vec<StoredOrder>> {
         let list = "SELECT o.*, r.receipt FROM orders o LEFT JOIN receipts r USING (order_id)
                     WHERE o.account = $1 AND (o.issued_at, o.order_id) < ($2, $3) ORDER BY o.issued_at DESC, o.order_id DESC LIMIT $4";

@@ -17,18 +17,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::task::spawn_blocking;
 
 /// What a verb of the operator's says, or the code by which it refuses.
-async fn verb(arguments: &[&str]) -> std::result::Result<String, String> {
+pub(crate) async fn verb(arguments: &[&str]) -> std::result::Result<String, String> {
     let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
     let run = move || operator(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), "");
     spawn_blocking(run).await.unwrap().map_err(|(_, said)| said)
 }
 
-async fn refused(arguments: &[&str], code: Code) {
+pub(crate) async fn refused(arguments: &[&str], code: Code) {
     let said = verb(arguments).await.expect_err("it was not refused");
     assert!(said.contains(code.as_str()), "{said}");
 }
 
-async fn settle(client: &Client, user: &str, order: OrderId, acknowledgement: Vec<u8>) -> Result<Settled> {
+pub(crate) async fn settle(client: &Client, user: &str, order: OrderId, acknowledgement: Vec<u8>) -> Result<Settled> {
     let acknowledge = Acknowledge { acknowledgement: Base64(acknowledgement) };
     client.post_json(&format!("/v1/orders/{order}/acknowledgement"), Some(user), &[], &acknowledge).await
 }
@@ -49,13 +49,17 @@ async fn again(client: &Client, processor: &Arc<Processor>, receipt: &[u8]) -> R
     settle(client, &ann, order.order, acknowledgement).await
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
 async fn is_clean(config: &Path) {
     let said = verb(&["audit", "--config", text(config)]).await;
     assert!(said.is_ok(), "{said:?}");
+}
+
+pub(crate) async fn restore(config: &Path, kek: &Path, from: &Path) -> std::result::Result<String, String> {
+    verb(&["restore", "--config", text(config), "--kek", text(kek), text(from)]).await
 }
 
 async fn is_restored_from(first: Option<String>, second: Option<String>) {
@@ -98,11 +102,7 @@ async fn is_restored_from(first: Option<String>, second: Option<String>) {
 
     let (config, kek) = (installation.second(second).await, shop.join("kek"));
     let own_kek = config.with_file_name("kek");
-    let restore = |config, kek, from| async move {
-        let arguments = ["restore", "--config", text(config), "--kek", text(kek), text(from)].map(str::to_owned);
-        verb(&arguments.each_ref().map(String::as_str)).await
-    };
-    let restore_refused = |config, kek, from, code: Code| async move {
+    let restore_refused = async |config: &Path, kek: &Path, from: &Path, code: Code| {
         let said = restore(config, kek, from).await.expect_err("it was not refused");
         assert!(said.contains(code.as_str()), "{said}");
     };

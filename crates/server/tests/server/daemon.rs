@@ -257,11 +257,21 @@ async fn announce(client: &Client, token: &str, vendor: &Holder, plain: &[u8]) -
 }
 
 pub(crate) async fn buy(client: &Client, token: &str, processor: KeyId, key_mode: Option<KeyMode>) -> Order {
+    let order = place(client, token, processor, key_mode).await;
+    buy_by(client, token, &order, Payment::Prepaid).await.unwrap()
+}
+
+/// An order that is not agreed to yet.
+pub(crate) async fn place(client: &Client, token: &str, processor: KeyId, key_mode: Option<KeyMode>) -> Order {
     let new = NewOrder { program: "tool".to_owned(), version: None, processor, key_mode };
     let key = Digest(chipbound_wire::random::fresh(&mut SystemRandom)).to_string();
-    let order: Order = client.post_json("/v1/orders", Some(token), &[(IDEMPOTENCY_HEADER, &key)], &new).await.unwrap();
-    let agreement = Agreement { confirmation: Digest::of(&order.confirmation.0), payment: Payment::Prepaid };
-    client.post_json(&format!("/v1/orders/{}/agreement", order.order), Some(token), &[], &agreement).await.unwrap()
+    client.post_json("/v1/orders", Some(token), &[(IDEMPOTENCY_HEADER, &key)], &new).await.unwrap()
+}
+
+/// Agrees to an order.
+pub(crate) async fn buy_by(client: &Client, token: &str, order: &Order, payment: Payment) -> Result<Order> {
+    let agreement = Agreement { confirmation: Digest::of(&order.confirmation.0), payment };
+    client.post_json(&format!("/v1/orders/{}/agreement", order.order), Some(token), &[], &agreement).await
 }
 
 pub(crate) async fn receive(client: &Client, token: &str, order: &Order, processor: &Arc<Processor>) -> Result<Vec<u8>> {

@@ -16,6 +16,7 @@ mod payments;
 mod permissions;
 mod processor;
 mod publishing;
+mod reconciling;
 mod refusals;
 mod settlement;
 mod world;
