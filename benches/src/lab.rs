@@ -167,6 +167,13 @@ impl Lab {
         command
     }
 
+    /// The same with data, `NAME=PACKAGE`.
+    pub(crate) fn run_with(&self, data: &str, package: &Path) -> Command {
+        let mut command = self.setup().command("run --processor processor/processor.sock --with");
+        command.arg(data).arg(package);
+        command
+    }
+
     /// The same in this way of mapping.
     pub(crate) fn run_as(&self, mapping: &str, package: &Path) -> Command {
         let mut command = self.setup().command(&format!("run --processor processor/processor.sock --mapping {mapping}"));

@@ -3,6 +3,8 @@
 //! Nothing is asserted: `met` and `missed` come from the measured ratios, and only a measurement that could not be made is a
 //! failure. Everything happens on loopback and in one temporary folder.
 
+mod cold;
+mod data;
 mod database;
 mod delivery;
 mod instances;
@@ -72,11 +74,13 @@ enum What {
     Start,
     /// Protected programs while they run, while their pages are opened, and two instances in memory
     Running,
+    /// Data of 8 GiB read by a protected program, a protected library loaded by one, and the check of profiles; 40 GiB in the folder of $TMPDIR
+    Data,
     /// Peak memory of each program while 1 GiB is published, delivered, opened and run
     Memory,
     /// Settled orders per second on SQLite and PostgreSQL with 32 clients, against their bare commits
     Ledger,
-    /// Everything
+    /// Everything but data
     All,
 }
 
@@ -119,16 +123,18 @@ fn measure(options: &Options) -> Outcome<()> {
     check_space(folder.path(), options)?;
     machine::print(folder.path());
     type Measure = fn(&Options, &Path) -> Outcome<()>;
-    let all: [(What, &str, Measure); 6] = [
+    let all: [(What, &str, Measure); 7] = [
         (What::Delivery, "delivery", delivery::measure),
         (What::Small, "small", small::measure),
         (What::Start, "start", start::measure),
         (What::Running, "running", running::measure),
+        (What::Data, "data", data::measure),
         (What::Memory, "memory", memory::measure),
         (What::Ledger, "ledger", ledger::measure),
     ];
     for (what, name, measure) in all {
-        if [what, What::All].contains(&options.what) || (options.what == What::Loader && LOADER.contains(&what)) {
+        let part_of_all = options.what == What::All && what != What::Data;
+        if options.what == what || part_of_all || (options.what == What::Loader && LOADER.contains(&what)) {
             let room = folder.path().join(name);
             std::fs::create_dir(&room)?;
             measure(options, &room)?;
@@ -141,7 +147,8 @@ fn measure(options: &Options) -> Outcome<()> {
 /// Refuses to begin what would fill the disk.
 fn check_space(folder: &Path, options: &Options) -> Outcome<()> {
     let disk = rustix::fs::statvfs(folder)?;
-    let (free, needed) = (disk.f_bavail * disk.f_frsize, FOOTPRINT * options.large());
+    let needed = if options.what == What::Data { data::footprint(options) } else { FOOTPRINT * options.large() };
+    let free = disk.f_bavail * disk.f_frsize;
     if free < needed {
         let gib = |bytes: u64| bytes.div_ceil(1 << 30);
         return Err(failed(format!(

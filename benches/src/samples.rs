@@ -28,8 +28,18 @@ pub(crate) fn random_file(path: &Path, size: u64) -> Outcome<()> {
 
 /// Links a program whose executable segment has `size` bytes of filler before the code that it runs, which prints one line.
 pub(crate) fn program(folder: &Path, name: &str, size: u64) -> Outcome<PathBuf> {
+    let main = "#include <stdio.h>\nint far_away(void);\nint main(void) { return printf(\"%d\\n\", far_away()) < 0; }\n";
+    linked(folder, name, size, main, &[])
+}
+
+/// Links a shared library whose executable segment has `size` bytes of filler before the code of `far_away`, which gives 42.
+pub(crate) fn library(folder: &Path, name: &str, size: u64) -> Outcome<PathBuf> {
+    linked(folder, name, size, "", &["-shared", "-fPIC"])
+}
+
+fn linked(folder: &Path, name: &str, size: u64, c: &str, more: &[&str]) -> Outcome<PathBuf> {
     let file = |suffix: &str| folder.join(format!("{name}{suffix}"));
-    let (filler, assembly, source, program) = (file(".bin"), file(".s"), file(".c"), file(""));
+    let (filler, assembly, source, made) = (file(".bin"), file(".s"), file(".c"), file(""));
     random_file(&filler, size)?;
     fs::write(
         &assembly,
@@ -38,12 +48,12 @@ pub(crate) fn program(folder: &Path, name: &str, size: u64) -> Outcome<PathBuf> 
             filler.display()
         ),
     )?;
-    fs::write(&source, "#include <stdio.h>\nint far_away(void);\nint main(void) { return printf(\"%d\\n\", far_away()) < 0; }\n")?;
-    run(Command::new("cc").arg("-O1").arg("-o").args([&program, &source, &assembly]))?;
-    for made in [filler, assembly, source] {
-        fs::remove_file(made)?;
+    fs::write(&source, c)?;
+    run(Command::new("cc").arg("-O1").args(more).arg("-o").args([&made, &source, &assembly]))?;
+    for part in [filler, assembly, source] {
+        fs::remove_file(part)?;
     }
-    Ok(program)
+    Ok(made)
 }
 
 #[cfg(test)]

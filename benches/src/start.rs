@@ -1,6 +1,7 @@
 //! How long a program takes from its start to its end when it does next to nothing: started by `env`, by `chipbound run`, and as the
 //! package itself, where the processor has an interpreter for that.
 
+use crate::cold::{Cold, cold_starts};
 use crate::lab::{KeyMode, Lab, Way};
 use crate::process::{output, run};
 use crate::stats::{Series, Table, at_most};
@@ -28,10 +29,10 @@ impl Size {
 }
 
 /// A program and arguments with which it ends at once.
-struct Subject {
-    name: &'static str,
+pub(crate) struct Subject {
+    pub(crate) name: &'static str,
     size: Size,
-    program: PathBuf,
+    pub(crate) program: PathBuf,
     arguments: &'static [&'static str],
 }
 
@@ -41,7 +42,7 @@ struct Row {
     plain: Series,
     run: Series,
     direct: Series,
-    cold: Series,
+    cold: Cold,
     /// The hash and the AEAD alone.
     bare: Series,
 }
@@ -49,8 +50,8 @@ struct Row {
 /// Measures and prints.
 pub(crate) fn measure(options: &Options, folder: &Path) -> Outcome<()> {
     let pairs = options.rounds().unwrap_or(if options.quick { 50 } else { 300 });
-    let cold = if options.quick { 3 } else { 15 };
-    println!("## Start-up, {pairs} interleaved rounds, {cold} cold starts\n");
+    let cold = if options.quick { 3 } else { 31 };
+    println!("## Start-up, {pairs} interleaved rounds, {cold} of cold starts\n");
     let mut lab = Lab::start(&folder.join("lab"), &options.chipbound()?)?;
     let mut rows = Vec::new();
     for subject in subjects(options, folder)? {
@@ -67,7 +68,7 @@ pub(crate) fn measure(options: &Options, folder: &Path) -> Outcome<()> {
 }
 
 /// What is installed of these, and one program with more code than any of them.
-fn subjects(options: &Options, folder: &Path) -> Outcome<Vec<Subject>> {
+pub(crate) fn subjects(options: &Options, folder: &Path) -> Outcome<Vec<Subject>> {
     let mut subjects = Vec::new();
     let mut add = |name, size, program: PathBuf, arguments| {
         if program.exists() {
@@ -103,31 +104,20 @@ fn direct(lab: &Lab, subject: &Subject, package: &Path) -> Command {
     by_env(lab, subject, package)
 }
 
-fn by_env(lab: &Lab, subject: &Subject, program: &Path) -> Command {
+pub(crate) fn by_env(lab: &Lab, subject: &Subject, program: &Path) -> Command {
     let mut command = lab.command("/usr/bin/env");
     command.arg(program).args(subject.arguments);
     command
 }
 
-fn protected(lab: &Lab, subject: &Subject, package: &Path) -> Command {
+pub(crate) fn protected(lab: &Lab, subject: &Subject, package: &Path) -> Command {
     let mut command = lab.run(package);
     command.args(subject.arguments);
     command
 }
 
-fn milliseconds(command: &mut Command) -> Outcome<f64> {
+pub(crate) fn milliseconds(command: &mut Command) -> Outcome<f64> {
     Ok(run(command)?.wall.as_secs_f64() * 1e3)
-}
-
-/// The first start after the processor's: it verifies the whole package and opens all its code.
-fn cold_starts(lab: &mut Lab, subject: &Subject, package: &Path, times: usize) -> Outcome<Series> {
-    (0..times)
-        .map(|_| {
-            lab.restart_processor()?;
-            milliseconds(&mut protected(lab, subject, package))
-        })
-        .collect::<Outcome<Vec<_>>>()
-        .map(Series::from_iter)
 }
 
 /// What nobody who verifies and opens a whole package before its start can do without, everything in memory: its hash and its AEAD.
@@ -164,49 +154,65 @@ const WARMING: usize = 3;
 
 fn print(rows: &[Row]) {
     println!("Milliseconds: median [its 95 % interval]; ratios of medians [interval of the ratios of each round].\n");
-    let columns = [
-        "program",
-        "MiB",
-        "env",
-        "chipbound run",
-        "over env",
-        "./package by env",
-        "over env",
-        "cold",
-        "over env",
-        "env, hash and AEAD, over env",
-    ];
-    let mut table = Table::new(&columns);
-    for Row { subject, plain, run, direct, cold, bare } in rows {
+    print_warm(rows);
+    print_cold(rows);
+    for Row { subject, plain, run, direct, cold, .. } in rows {
+        let (cached, uncached) = subject.size.targets();
+        let name = subject.name;
+        at_most(name, run.median() / plain.median(), cached);
+        at_most(&format!("{name}, cold, files not in the page cache on either side"), cold.over_plain(), uncached);
+        at_most(&format!("{name}, first start, files in the page cache"), cold.first.median() / plain.median(), uncached);
+        if direct.is_empty() {
+            println!("{name}, direct: not run here: this processor has no interpreter");
+        } else {
+            at_most(&format!("{name}, direct"), direct.median() / plain.median(), cached);
+        }
+    }
+    println!();
+}
+
+/// With the processor's memory of the program.
+fn print_warm(rows: &[Row]) {
+    let mut table = Table::new(&["program", "MiB", "env", "chipbound run", "over env", "./package by env", "over env"]);
+    for Row { subject, plain, run, direct, .. } in rows {
         let size = subject.program.metadata().map_or(0, |m| m.len()) as f64 / f64::from(1 << 20);
-        let ratio = |series: &Series| {
-            let (low, high) = series.over(plain).interval();
-            let ratio = series.median() / plain.median();
-            if series.is_empty() { "-".to_owned() } else { format!("{ratio:.2} [{low:.2}-{high:.2}]") }
-        };
         table.row([
             std::iter::once(subject.name).chain(subject.arguments.iter().copied()).collect::<Vec<_>>().join(" "),
             format!("{size:.1}"),
             plain.show_interval(2),
             run.show_interval(2),
-            ratio(run),
+            ratio(run, plain),
             direct.show_interval(2),
-            ratio(direct),
-            cold.show_interval(2),
-            format!("{:.2}", cold.median() / plain.median()),
+            ratio(direct, plain),
+        ]);
+    }
+    table.print();
+}
+
+/// Without it.
+fn print_cold(rows: &[Row]) {
+    println!(
+        "Each after the processor's own start; *cold*: files not in the page cache on either side; *first*: files in the page cache.\n"
+    );
+    let columns = ["program", "env, cold", "chipbound run, cold", "over env, cold", "first", "over env", "env, hash and AEAD, over env"];
+    let mut table = Table::new(&columns);
+    for Row { subject, plain, cold, bare, .. } in rows {
+        table.row([
+            subject.name.to_owned(),
+            cold.plain.show_interval(2),
+            cold.run.show_interval(2),
+            ratio(&cold.run, &cold.plain),
+            cold.first.show_interval(2),
+            format!("{:.2}", cold.first.median() / plain.median()),
             format!("{:.2}", 1.0 + bare.median() / plain.median()),
         ]);
     }
     table.print();
-    for Row { subject, plain, run, direct, cold, .. } in rows {
-        let (cached, uncached) = subject.size.targets();
-        at_most(subject.name, run.median() / plain.median(), cached);
-        at_most(&format!("{}, cold", subject.name), cold.median() / plain.median(), uncached);
-        if direct.is_empty() {
-            println!("{}, direct: not run here: this processor has no interpreter", subject.name);
-        } else {
-            at_most(&format!("{}, direct", subject.name), direct.median() / plain.median(), cached);
-        }
-    }
-    println!();
+}
+
+/// Ratio of medians, and the interval of the ratios of each round.
+fn ratio(series: &Series, plain: &Series) -> String {
+    let (low, high) = series.over(plain).interval();
+    let ratio = series.median() / plain.median();
+    if series.is_empty() { "-".to_owned() } else { format!("{ratio:.2} [{low:.2}-{high:.2}]") }
 }
