@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, ftruncate, memfd_create, open};
 use rustix::mm::ProtFlags;
@@ -16,7 +16,8 @@ use zeroize::Zeroizing;
 use crate::elf::{PAGE, Program, Segment, page_floor};
 use crate::error::{LoadError, system};
 use crate::interpreter::{Interpreter, LastInterpreter};
-use crate::workshop::{Work, Workshop};
+use crate::sys::WritablePart;
+use crate::workshop::{Memory, Work, Workshop};
 
 /// How many bytes are taken from the source at once. No step crosses a multiple of it in the program's file.
 pub const STEP: usize = 64 * 1024;
@@ -51,6 +52,8 @@ pub trait PageSource: Send + Sync {
 /// writing and against any change of size, so that no process it is handed to can change what the next one gets.
 pub struct Image {
     memory: File,
+    /// The mapping through which it was filled, until [`Image::tidy`].
+    filled: Mutex<Vec<WritablePart>>,
     bytes: u64,
     program: Program,
     parts: Vec<Part>,
@@ -115,9 +118,19 @@ impl Image {
         let memory = shop.memory(bytes).map_err(system("the kernel gives no memory file (memfd_create)"))?;
         let filled = program.segments.iter().filter(|s| s.in_file > 0).zip(&parts);
         let steps: Vec<_> = filled.flat_map(|(segment, part)| steps(source.len(), segment, part)).collect();
-        let memory = fill(memory, source, steps, shop)?;
-        seal(&memory)?;
-        Ok(Self { memory, bytes, program, parts, interpreter: LastInterpreter::default() })
+        let (memory, filled) = fill(memory, bytes, source, steps, shop)?;
+        let filled = Mutex::new(seal_but_for_us(&memory, filled)?);
+        Ok(Self { memory, filled, bytes, program, parts, interpreter: LastInterpreter::default() })
+    }
+
+    /// Takes down the mapping through which the memory was filled, which takes as long as to fill it. To be called when nobody waits;
+    /// nobody but this process could write before.
+    pub fn tidy(&self) {
+        let filled = std::mem::take(&mut *self.filled.lock().unwrap_or_else(PoisonError::into_inner));
+        if !filled.is_empty() {
+            drop(filled);
+            let _ = seal(&self.memory); // Refused where a process that has the file has sealed it for good: nobody can map it for writing.
+        }
     }
 
     /// The size of the memory file, bytes: the program's own memory, shared by all its processes.
@@ -262,24 +275,37 @@ fn steps(len: u64, segment: &Segment, part: &Part) -> impl Iterator<Item = Step>
     begins.zip(ends).map(move |(from, to)| Step { offset: from, length: (to - from) as usize, at: part.at + (from - begin) })
 }
 
-/// Has the source give all steps, and writes them, on as many threads as it is worth. To write costs one copy; to have the source write
-/// to the file's own pages, mapped here, costs far more: a page table for each page, which is taken down again.
-fn fill(memory: File, source: Arc<dyn PageSource>, steps: Vec<Step>, shop: &Workshop) -> Result<File, LoadError> {
+/// Has the source give all steps, on as many threads as it is worth: into the file's own pages where they are mapped already, which costs
+/// no copy, and else to a buffer that is written, which costs far less than to map them now.
+fn fill(
+    memory: Memory,
+    end: u64,
+    source: Arc<dyn PageSource>,
+    steps: Vec<Step>,
+    shop: &Workshop,
+) -> Result<(File, Vec<WritablePart>), LoadError> {
     let helpers = steps.iter().map(|step| step.length).sum::<usize>() / PER_HELPER;
-    let filling =
-        Arc::new(Filling { memory, source, steps, next: AtomicUsize::new(0), done: AtomicUsize::new(0), failed: OnceLock::new() });
+    let Memory { file, pages } = memory;
+    let places = steps.iter().map(|step| (step.at, step.length));
+    let mapped = pages.map(|pages| pages.parts(end, places)).unwrap_or_default();
+    let mapped = mapped.into_iter().map(|part| part.map(Mutex::new)).collect();
+    let (next, done, failed) = (AtomicUsize::new(0), AtomicUsize::new(0), OnceLock::new());
+    let filling = Arc::new(Filling { file, mapped, source, steps, next, done, failed });
     shop.together(helpers, &(Arc::clone(&filling) as Arc<dyn Work>));
-    let Filling { memory, steps, done, failed, .. } = Arc::into_inner(filling).expect("nobody has the work any more");
+    let Filling { file, mapped, steps, done, failed, .. } = Arc::into_inner(filling).expect("nobody has the work any more");
     if let Some(error) = failed.into_inner() {
         return Err(error);
     }
     assert_eq!(done.into_inner(), steps.len(), "a thread that fills does not panic");
-    Ok(memory)
+    let mapped = mapped.into_iter().flatten().map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner));
+    Ok((file, mapped.collect()))
 }
 
 /// A memory file that is being filled.
 struct Filling {
-    memory: File,
+    file: File,
+    /// For each step the pages that it fills, where they are mapped; empty where none are.
+    mapped: Vec<Option<Mutex<WritablePart>>>,
     source: Arc<dyn PageSource>,
     steps: Vec<Step>,
     /// The first step that nobody began.
@@ -292,10 +318,12 @@ struct Filling {
 
 impl Work for Filling {
     fn take_part(&self) {
-        let longest = self.steps.iter().map(|step| step.length).max().unwrap_or(0);
-        let mut buf = Zeroizing::new(vec![0; longest]);
-        while let Some(step) = self.steps.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            match self.do_one(step, &mut buf) {
+        let mut buf = Zeroizing::new(Vec::new());
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(step) = self.steps.get(number) else { return };
+            let mapped = self.mapped.get(number).and_then(Option::as_ref);
+            match self.do_one(step, mapped, &mut buf) {
                 Ok(()) => self.done.fetch_add(1, Ordering::Relaxed),
                 Err(error) => {
                     let _ = self.failed.set(error); // Or another thread's stands there.
@@ -307,10 +335,15 @@ impl Work for Filling {
 }
 
 impl Filling {
-    fn do_one(&self, step: &Step, buf: &mut [u8]) -> Result<(), LoadError> {
+    fn do_one(&self, step: &Step, mapped: Option<&Mutex<WritablePart>>, buf: &mut Vec<u8>) -> Result<(), LoadError> {
+        if let Some(part) = mapped {
+            let mut part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            return self.source.read_at(step.offset, part.bytes()).map_err(LoadError::Source);
+        }
+        buf.resize(STEP, 0); // Once.
         let bytes = &mut buf[..step.length];
         self.source.read_at(step.offset, bytes).map_err(LoadError::Source)?;
-        self.memory.write_all_at(bytes, step.at).map_err(system("the memory file cannot be filled"))
+        self.file.write_all_at(bytes, step.at).map_err(system("the memory file cannot be filled"))
     }
 }
 
@@ -326,10 +359,21 @@ fn copy(from: &File, at: u64, to: &File, offset: u64, length: u64, buf: &mut [u8
     Ok(())
 }
 
-/// `F_SEAL_FUTURE_WRITE` is contained in `F_SEAL_WRITE`, which the kernel gives only where nobody maps the file for writing any more.
+/// Nobody writes to it any more; the kernel gives that seal only where nobody maps the file for writing.
 fn seal(memory: &File) -> Result<(), LoadError> {
     let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     fcntl_add_seals(memory, seals).map_err(system("the memory file cannot be sealed"))
+}
+
+/// The same where it is mapped here: others can neither write nor map it for writing, whatever they do (`F_SEAL_FUTURE_WRITE`, Linux 5.1).
+/// Returns what [`Image::tidy`] takes down.
+fn seal_but_for_us(memory: &File, mapped: Vec<WritablePart>) -> Result<Vec<WritablePart>, LoadError> {
+    let seals = SealFlags::FUTURE_WRITE | SealFlags::SHRINK | SealFlags::GROW;
+    if !mapped.is_empty() && fcntl_add_seals(memory, seals).is_ok() {
+        return Ok(mapped);
+    }
+    drop(mapped);
+    seal(memory).map(|()| Vec::new())
 }
 
 #[cfg(test)]
@@ -359,6 +403,25 @@ mod tests {
         image.memory.set_len(image.bytes + 1).unwrap_err();
         image.memory.set_len(0).unwrap_err();
         fcntl_add_seals(&image.memory, SealFlags::empty()).unwrap_err();
+    }
+
+    #[test]
+    fn an_image_whose_mapping_is_still_there_cannot_be_changed_by_others_either() {
+        use std::os::fd::AsFd;
+        let shop = Workshop::default();
+        shop.restock();
+        let large_enough = Path::new("/usr/bin/git"); // Of half the memory that waits.
+        let image = Image::build(Arc::new(Echo(File::open(large_enough).unwrap())), &shop).unwrap();
+        let (first, mapped) = (image.memory.metadata().unwrap().len(), image.filled.lock().unwrap().len());
+        assert!(mapped > 0);
+        for tidied in [false, true] {
+            image.memory.write_all_at(b"x", 0).unwrap_err();
+            image.memory.set_len(first + 1).unwrap_err();
+            image.memory.set_len(0).unwrap_err();
+            crate::sys::WritablePages::of(image.memory.as_fd(), 4096).unwrap_err();
+            assert_eq!(fcntl_add_seals(&image.memory, SealFlags::empty()).is_err(), tidied);
+            image.tidy();
+        }
     }
 
     #[test]

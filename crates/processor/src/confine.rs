@@ -6,10 +6,10 @@
 //!
 //! | threads | work | have lost besides |
 //! |---|---|---|
-//! | accept, client | make threads, take a connection and read what it asks for first | nothing yet: they may become either of the next two |
-//! | client, once it starts a program or opens a library in one | [`crate::run`], `library` | the network, making, renaming and removing files, executable memory |
+//! | accept | makes threads | nothing: they may become either of the next two |
+//! | client, before it waits for one | takes a connection, reads what it asks for first, starts a program or opens a library in one: [`crate::run`], `library` | the network, making, renaming and removing files, executable memory |
 //! | open | open pages of programs that are started for the first time | the same as they, before they wait |
-//! | client, once it does anything else; renewal | deliveries, opening, enrolment | ptrace and other processes' memory; by Landlock every file but to read, except in the processor's own folders |
+//! | client that asked for anything else; renewal | deliveries, opening, enrolment | ptrace and other processes' memory; by Landlock every file but to read, except in the processor's own folders |
 //! | data | answer what the kernel asks about data for programs ([`crate::data`]) | the network, ptrace, other processes' memory, opening, renaming and removing files |
 //! | main | waits for signals and cleans up | the network, ptrace, other processes' memory; the same by Landlock, and it removes the socket |
 //!

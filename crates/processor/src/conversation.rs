@@ -32,12 +32,28 @@ enum Next {
     End,
 }
 
-/// Answers requests until the client closes its connection or one is refused. What was received and not taken is then gone.
-pub fn converse(mut connection: Connection, us: &Processor) {
-    let mut held = None;
+/// What the client asks for first; None where it asks for nothing, or was refused.
+pub fn first(connection: &mut Connection) -> Option<Asked> {
+    connection.receive(FIRST_WORD).unwrap_or_else(|refusal| {
+        refuse(connection, &refusal);
+        None
+    })
+}
+
+/// Whether a conversation that begins so starts a program, or opens a library in one: that is all of it then.
+#[must_use]
+pub fn is_start(asked: &Asked) -> bool {
+    matches!(asked.request, Request::Run { .. } | Request::Library { .. })
+}
+
+/// Answers `first` and further requests until the client closes its connection or one is refused. What was received and not taken is then
+/// gone.
+pub fn converse(mut connection: Connection, first: Asked, us: &Processor) {
+    let (mut held, mut first) = (None, Some(first));
     for _ in 0..MAX_REQUESTS {
         let patience = if held.is_some() { Duration::from_secs(us.config.limits.release_seconds) } else { FIRST_WORD };
-        let answered = match connection.receive(patience) {
+        let asked = first.take().map_or_else(|| connection.receive(patience), |first| Ok(Some(first)));
+        let answered = match asked {
             Ok(None) => return,
             Ok(Some(asked)) => answer(&mut connection, asked, &mut held, us),
             Err(refusal) => Err(refusal),
@@ -46,10 +62,9 @@ pub fn converse(mut connection: Connection, us: &Processor) {
             Ok(Next::Go) => {}
             Ok(Next::End) => return,
             Err(refusal) => {
-                tracing::info!(uid = connection.peer().uid, reason = %refusal, "refused");
-                let told = connection.refuse(&refusal);
+                let told = refuse(&mut connection, &refusal);
                 // A wrong token is no reason to throw the delivery away.
-                if told.is_err() || held.is_none() {
+                if !told || held.is_none() {
                     return;
                 }
             }
@@ -57,13 +72,16 @@ pub fn converse(mut connection: Connection, us: &Processor) {
     }
 }
 
+/// Whether the client could be told.
+fn refuse(connection: &mut Connection, refusal: &Refusal) -> bool {
+    tracing::info!(uid = connection.peer().uid, reason = %refusal, "refused");
+    connection.refuse(refusal).is_ok()
+}
+
 fn answer(connection: &mut Connection, asked: Asked, held: &mut Option<Held>, us: &Processor) -> Result<Next> {
+    confine::thread(if is_start(&asked) { Work::Start } else { Work::Session })?;
     let mut descriptors = asked.descriptors.into_iter();
     let mut next = || descriptors.next();
-    // What a thread is for shows in the first request that it answers; these two close their threads themselves.
-    if !matches!(asked.request, Request::Run { .. } | Request::Library { .. }) {
-        confine::thread(Work::Session)?;
-    }
     match asked.request {
         Request::Describe => connection.send(&describe(us)?, None)?,
         Request::Enroll { authority, voucher } => {

@@ -3,8 +3,8 @@
 use crate::admission::{Place, Places};
 use crate::config::Clients;
 use crate::confine::{self, Work};
-use crate::connection::Connection;
-use crate::conversation::converse;
+use crate::connection::{Asked, Connection};
+use crate::conversation::{converse, first, is_start};
 use crate::enrolling::keep_current;
 use crate::processor::Processor;
 use crate::run::our_namespaces;
@@ -13,11 +13,12 @@ use chipbound_host::process::ServiceManager;
 use chipbound_loader::Workshop;
 use chipbound_wire::{Code, Refusal, Result};
 use std::fs::{self, Permissions};
+use std::hint::black_box;
 use std::num::NonZero;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -115,57 +116,102 @@ const WAITING: usize = 4;
 /// How few of them may be left before others are made while clients are served: a thread that is made takes time from those that work.
 const FEW: usize = 2;
 
-/// How many threads wait.
+/// Bytes that a thread touches before it waits, so that a first start has no memory to wait for. The C library gives more than twice that
+/// back to the kernel.
+const TOUCHED: usize = 96 * 1024;
+
+/// A client whose first request is not to start anything, and its place.
+type Other = (Connection, Asked, Place);
+
+/// The threads that wait, and the clients that are not theirs.
 #[derive(Debug, Default)]
 struct Waiting {
-    count: Mutex<usize>,
-    fewer: Condvar,
+    now: Mutex<(usize, Vec<Other>)>,
+    changed: Condvar,
 }
 
 impl Waiting {
-    /// Waits until there are fewer than [`WAITING`], and counts one more in.
-    fn wanted(&self) {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        while *count >= WAITING {
-            count = self.fewer.wait(count).unwrap_or_else(PoisonError::into_inner);
+    /// Waits until a client needs another thread, which is returned, or until there are fewer than [`WAITING`], and counts one more in.
+    fn wanted(&self) -> Option<Other> {
+        let mut now = self.lock();
+        loop {
+            if let Some(other) = now.1.pop() {
+                return Some(other);
+            }
+            if now.0 < WAITING {
+                now.0 += 1;
+                return None;
+            }
+            now = self.changed.wait(now).unwrap_or_else(PoisonError::into_inner);
         }
-        *count += 1;
     }
 
     /// One does not wait any more.
     fn left(&self) {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        *count -= 1;
-        if *count < FEW {
-            self.fewer.notify_one();
+        let mut now = self.lock();
+        now.0 -= 1;
+        if now.0 < FEW {
+            self.changed.notify_one();
         }
     }
 
     /// One has done its work: now is the time to make others.
     fn replace(&self) {
-        self.fewer.notify_one();
+        self.changed.notify_one();
+    }
+
+    /// One has a client that needs another thread.
+    fn pass_on(&self, other: Other) {
+        self.lock().1.push(other);
+        self.changed.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (usize, Vec<Other>)> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Sees to it that there are always threads that wait for clients.
+/// Sees to it that there are always threads that wait for clients. They have given up beforehand what a thread that starts programs gives
+/// up, so that no start waits for that: whoever wants something else gets a thread of its own.
 fn accept(listener: &Arc<UnixListener>, us: &Arc<Processor>) {
     let limits = us.config.limits;
     let places = Places::new("connections", limits.connections, limits.connections_per_user);
     let waiting = Arc::new(Waiting::default());
     loop {
-        waiting.wanted();
-        let (listener, us, places, there) = (Arc::clone(listener), Arc::clone(us), Arc::clone(&places), Arc::clone(&waiting));
+        let other = waiting.wanted();
+        let (waits, us) = (other.is_none(), Arc::clone(us));
+        let (listener, places, there) = (Arc::clone(listener), Arc::clone(&places), Arc::clone(&waiting));
         let serve_one = move || {
-            let (connection, _place) = next_client(&listener, &places, &us);
-            there.left();
-            converse(connection, &us);
+            match other {
+                Some((connection, asked, _place)) => converse(connection, asked, &us),
+                None => wait_for_one(&listener, &places, &there, &us),
+            }
             there.replace();
         };
         if let Err(e) = thread::Builder::new().name("client".into()).spawn(serve_one) {
             tracing::warn!(reason = %e, "no thread for a client");
-            waiting.left();
+            if waits {
+                waiting.left();
+            }
             thread::sleep(A_WHILE);
         }
+    }
+}
+
+/// Waits for a client, and serves it where it wants to start something.
+fn wait_for_one(listener: &UnixListener, places: &Arc<Places>, there: &Waiting, us: &Processor) {
+    if let Err(refusal) = confine::thread(Work::Start) {
+        tracing::error!(reason = %refusal, "a thread does not wait for clients");
+        thread::sleep(A_WHILE);
+        return there.left();
+    }
+    drop(black_box(vec![1_u8; TOUCHED]));
+    let (mut connection, place) = next_client(listener, places, us);
+    there.left();
+    match first(&mut connection) {
+        Some(asked) if is_start(&asked) => converse(connection, asked, us),
+        Some(asked) => there.pass_on((connection, asked, place)),
+        None => {}
     }
 }
 

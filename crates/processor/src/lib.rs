@@ -8,6 +8,7 @@
 //! package allows.
 
 pub mod admission;
+mod ahead;
 pub mod cache;
 pub mod command;
 pub mod config;

@@ -78,9 +78,10 @@ pub struct Program {
 }
 
 impl Program {
-    /// Locks its memory where the lock limit allows it. What is not locked is said in the log, once for each opening.
+    /// Takes down what its memory was made with, and locks it where the lock limit allows it. What is not locked is said in the log, once for each opening.
     pub fn lock(&self) {
         self.locked.get_or_init(|| {
+            self.image.tidy();
             let locked = self.image.lock();
             if let Err(error) = &locked {
                 let bytes = self.image.memory();

@@ -1,5 +1,6 @@
 //! Running a package (source \[53\]): the client becomes the program.
 
+use crate::ahead;
 use crate::cache::Opened;
 use crate::config::Namespaces;
 use crate::confine::{self, Work};
@@ -92,6 +93,9 @@ pub fn run(
     }
 }
 
+/// How long a program that was opened runs before its memory is put in order: to lock it takes time from whoever begins to use it.
+const A_WHILE: Duration = Duration::from_millis(100);
+
 /// What a client is to become.
 struct Verified {
     package: File,
@@ -145,8 +149,11 @@ fn trace(
     let started = stopped.complete_or_say(&program.image, words).map_err(refusal_of)?;
     let stopped = started.stopped.as_micros();
     tracing::info!(program = %program.program, pid = started.pid.as_raw_nonzero(), %mapping, stopped_microseconds = stopped, "started");
-    program.lock(); // Now that nobody waits for it.
-    us.workshop.restock();
+    if program.locked.get().is_none() {
+        std::thread::sleep(A_WHILE);
+        program.lock();
+        us.workshop.restock();
+    }
     Ok(())
 }
 
@@ -194,6 +201,7 @@ fn prepare(stopped: &mut AtExec, verified: &Identity, opened: (&Program, &Checke
 /// The opened program, from the cache or verified and opened now.
 pub(crate) fn open_program(package: &File, identity: &Identity, us: &Processor) -> Result<Arc<Program>> {
     let begin = || {
+        ahead::read(package, identity.size);
         confine::thread(Work::Start)?; // What is parsed now was written by anybody.
         let enrolment = us.vault.enrolment()?;
         let file = package.try_clone().map_err(|e| Refusal::io("the package", e))?;

@@ -4,8 +4,9 @@ use std::ffi::c_void;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mlock, mmap, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mprotect, munmap};
 use rustix::process::Pid;
 
 /// Size of the pages that are tried, bytes.
@@ -110,6 +111,69 @@ impl Drop for LockedPages {
     }
 }
 
+/// The beginning of a memory file, mapped to be written. Its pages are there already, so that writing costs no fault.
+#[derive(Debug)]
+pub(crate) struct WritablePages {
+    address: NonNull<c_void>,
+    length: usize,
+}
+
+// SAFETY: bytes are reached through a `WritablePart` alone; its end unmaps the mapping, once, from whatever thread.
+unsafe impl Send for WritablePages {}
+// SAFETY: as above: a shared reference gives no access to the mapping.
+unsafe impl Sync for WritablePages {}
+
+impl WritablePages {
+    /// Maps so many bytes from the beginning of a file that nobody else has, and has the kernel give all their pages (Linux 5.14).
+    pub(crate) fn of(file: BorrowedFd<'_>, length: u64) -> io::Result<Self> {
+        let length = usize::try_from(length).map_err(io::Error::other)?;
+        let (protection, shared) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing of ours.
+        let address = unsafe { mmap(std::ptr::null_mut(), length, protection, shared, file, 0) }?;
+        let pages = Self { address: NonNull::new(address).ok_or(io::ErrorKind::OutOfMemory)?, length };
+        // SAFETY: the mapping was just made with this length; that its pages are there changes nothing that it holds.
+        unsafe { madvise(address, length, Advice::LinuxPopulateWrite) }?;
+        Ok(pages)
+    }
+
+    /// The parts of the mapping that lie at these places of the file, each for one thread: none for one that goes beyond `end` or the
+    /// mapping, or begins before the end of the one before.
+    pub(crate) fn parts(self, end: u64, wanted: impl Iterator<Item = (u64, usize)>) -> Vec<Option<WritablePart>> {
+        let (end, mut free) = (usize::try_from(end).unwrap_or(usize::MAX).min(self.length), 0);
+        let pages = Arc::new(self);
+        let part = |(at, length): (u64, usize)| {
+            let begin = usize::try_from(at).ok().filter(|begin| *begin >= free)?;
+            free = begin.checked_add(length).filter(|after| *after <= end)?;
+            Some(WritablePart { pages: Arc::clone(&pages), begin, length })
+        };
+        wanted.map(part).collect()
+    }
+}
+
+impl Drop for WritablePages {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `of` with this length, and whoever has a part of it keeps this value alive.
+        let _ = unsafe { munmap(self.address.as_ptr(), self.length) };
+    }
+}
+
+/// Some bytes of a mapping that no other value of this kind reaches.
+#[derive(Debug)]
+pub(crate) struct WritablePart {
+    pages: Arc<WritablePages>,
+    begin: usize,
+    length: usize,
+}
+
+impl WritablePart {
+    /// The bytes. The file is at least as long as the end was that its parts were made with.
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: `parts` gives each byte of the mapping to one value at most, this one, which is borrowed mutably for as long as the
+        // slice lives, and which keeps the mapping. The file is ours alone, nobody makes it shorter, and all its bytes are initialised.
+        unsafe { std::slice::from_raw_parts_mut(self.pages.address.cast::<u8>().as_ptr().add(self.begin), self.length) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
@@ -139,5 +203,23 @@ mod tests {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let line = maps.lines().find(|line| line.ends_with(program.to_str().unwrap())).unwrap();
         assert!(line.contains(&format!(" {listed} ")), "{listed}: {line}");
+    }
+
+    #[test]
+    fn parts_of_a_mapping_reach_their_own_bytes_of_the_file_and_none_overlap() {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::File::from(rustix::fs::memfd_create("chipbound-parts", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(3 * 4096).unwrap();
+        let pages = WritablePages::of(file.as_fd(), 3 * 4096).unwrap();
+        let wanted = [(0, 100), (100, 50), (140, 20), (160, 0), (4096, 4096), (8192, 4096), (8192, 4097), (u64::MAX, 1)];
+        let mut parts = pages.parts(8192 + 4096, wanted.into_iter());
+        let made: Vec<_> = parts.iter().map(Option::is_some).collect();
+        assert_eq!(made, [true, true, false, true, true, true, false, false]);
+        parts[1].as_mut().unwrap().bytes().fill(7);
+        parts[5].as_mut().unwrap().bytes().fill(9);
+        let mut held = vec![0; 3 * 4096];
+        file.read_exact_at(&mut held, 0).unwrap();
+        let expected = |at: usize| if (100..150).contains(&at) { 7 } else { u8::from(at >= 8192) * 9 };
+        assert!((0..held.len()).all(|at| held[at] == expected(at)));
     }
 }

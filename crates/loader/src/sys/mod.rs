@@ -15,7 +15,7 @@ use std::io;
 use rustix::process::Pid;
 
 pub(crate) use alarm::Alarm;
-pub(crate) use memory::{LockedPages, listed_as, read_memory, try_anonymous_code, try_mapping, write_memory};
+pub(crate) use memory::{LockedPages, WritablePages, WritablePart, listed_as, read_memory, try_anonymous_code, try_mapping, write_memory};
 
 /// Size of the kernel's signal set, bytes, as PTRACE_GETSIGMASK wants it.
 const SIGNAL_SET: usize = 8;

@@ -135,6 +135,8 @@ const CALLS: &[Call] = &[
     (libc::SYS_pwrite64, Always, "spool, journal, memory files, /proc/PID/mem"),
     (libc::SYS_preadv, Always, "packages"),
     (libc::SYS_pwritev, Always, "spool, memory files"),
+    (libc::SYS_preadv2, Always, "whether a package is in memory"),
+    (libc::SYS_fadvise64, Always, "packages that are not are read at once"),
     (libc::SYS_lseek, Always, "reading whole files"),
     (libc::SYS_close, Always, "every descriptor"),
     (libc::SYS_fcntl, Always, "duplicates, blocking or not, seals of memory files"),
