@@ -5,6 +5,7 @@ use crate::storage::{NewAccount, Principal, Repository};
 use crate::tokens::PREFIX;
 use argon2::password_hash::{Output, PasswordHash, PasswordHasher, SaltString};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
+use chipbound_transport::network_of;
 use chipbound_wire::api::{Account, AccountRole, LogIn, Session};
 use chipbound_wire::limits::MAX_NAME;
 use chipbound_wire::random::fresh;
@@ -19,6 +20,8 @@ use zeroize::Zeroizing;
 
 /// Log-ins that wait for their turn.
 const WAITING: usize = 64;
+/// Log-ins of one peer among them.
+const WAITING_OF_A_PEER: usize = 32;
 /// How long a log-in waits for its turn.
 const TURN: Duration = Duration::from_secs(10);
 /// Wrong passwords that may be given within [`WINDOW`] for one user from one address, from one address for all users, and for one user from
@@ -60,6 +63,7 @@ pub fn new_account(user: &str, role: AccountRole, password: &str, created_at: Ti
 /// Checks passwords one after another on a thread of its own, since each takes 19 MiB, and remembers who gave wrong ones.
 pub(crate) struct Passwords {
     checks: SyncSender<Check>,
+    waiting: Mutex<HashMap<IpAddr, usize>>,
     wrong: Mutex<HashMap<Suspect, (u32, Time)>>,
     /// From where users logged in: whoever tries their passwords elsewhere does not keep them out.
     right: Mutex<HashSet<(IpAddr, String)>>,
@@ -85,7 +89,18 @@ impl Passwords {
         let (checks, waiting) = sync_channel::<Check>(WAITING);
         let thread = std::thread::Builder::new().name("passwords".to_owned());
         thread.spawn(move || check_all(&waiting)).map_err(|e| Refusal::io("starting a thread", e))?;
-        Ok(Self { checks, wrong: Mutex::default(), right: Mutex::default() })
+        Ok(Self { checks, waiting: Mutex::default(), wrong: Mutex::default(), right: Mutex::default() })
+    }
+
+    /// A place among the log-ins that wait; [`Code::Busy`] where `peer` has its share already, so that one peer does not fill the queue.
+    fn turn(&self, peer: IpAddr) -> Result<Turn<'_>> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = waiting.entry(peer).or_default();
+        if *count >= WAITING_OF_A_PEER {
+            return Err(Refusal::new(Code::Busy, "too many log-ins from this address at once"));
+        }
+        *count += 1;
+        Ok(Turn { passwords: self, peer })
     }
 
     /// Whether `password` has the hash `hash`. Without a hash it costs the same and is always wrong.
@@ -130,6 +145,24 @@ impl Passwords {
         let mut right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
         if right.len() < MAX_REMEMBERED {
             right.insert((peer, user));
+        }
+    }
+}
+
+/// A log-in of a peer that waits.
+struct Turn<'a> {
+    passwords: &'a Passwords,
+    peer: IpAddr,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.passwords.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = waiting.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(&self.peer);
+            }
         }
     }
 }
@@ -182,14 +215,16 @@ impl<R: Repository> Server<R> {
         if user.len() > MAX_NAME || password.len() > MAX_PASSWORD {
             return Err(Refusal::new(Code::TooLarge, "user id or password is longer than its limit"));
         }
-        let now = self.now();
+        let (now, peer) = (self.now(), network_of(peer));
         self.passwords.admit(peer, &user, now)?;
+        let turn = self.passwords.turn(peer)?;
         let credentials = self.repository.credentials(&user).await?;
         let (account, hash) = credentials.map(|c| (c.account, c.password)).unzip();
         if !self.passwords.check(password, hash).await? {
             self.passwords.note_wrong(peer, &user, now);
             return Err(Refusal::new(Code::WrongCredentials, "user id or password is wrong"));
         }
+        drop(turn);
         self.passwords.note_right(peer, user);
         let account = account.ok_or_else(|| Refusal::new(Code::Internal, "nobody was logged in"))?;
         let token = data_encoding::BASE64URL_NOPAD.encode(&*Zeroizing::new(fresh::<32>(&mut SystemRandom)));
@@ -198,14 +233,22 @@ impl<R: Repository> Server<R> {
         Ok(Session { token, expires_at })
     }
 
-    /// Who holds the bearer token, of a log-in or an API token; [`Code::Unauthenticated`].
-    pub async fn authenticate(&self, token: &str) -> Result<Principal> {
+    /// Who holds the bearer token, of a log-in or an API token, that `peer` shows; [`Code::Unauthenticated`]. A peer that showed many
+    /// which nobody has waits for each look-up.
+    pub async fn authenticate(&self, token: &str, peer: IpAddr) -> Result<Principal> {
+        let peer = network_of(peer);
+        if let Some(pause) = self.strangers.pause(peer, self.now()) {
+            tokio::time::sleep(pause).await;
+        }
         let (digest, now) = (token_digest(token), self.now());
         let principal = match token.starts_with(PREFIX) {
             true => self.repository.token(digest, now).await?,
             false => self.repository.session(digest, now).await?,
         };
-        principal.ok_or_else(|| Refusal::new(Code::Unauthenticated, "the bearer token is unknown or ran out"))
+        principal.ok_or_else(|| {
+            self.strangers.note(peer, now);
+            Refusal::new(Code::Unauthenticated, "the bearer token is unknown or ran out")
+        })
     }
 
     /// Ends the session of the token.
@@ -247,6 +290,19 @@ mod tests {
         passwords.admit(peer, "bob", Time(100)).expect("another user");
         passwords.admit([127, 0, 0, 2].into(), "ann", Time(100)).expect("ann herself, from elsewhere");
         passwords.admit(peer, "ann", Time(100 + WINDOW)).expect("a minute later");
+    }
+
+    #[test]
+    fn one_peer_has_no_more_log_ins_waiting_than_its_share_and_gets_its_places_back() {
+        let passwords = Passwords::new().expect("passwords");
+        let (peer, other): (IpAddr, IpAddr) = ([127, 0, 0, 1].into(), [127, 0, 0, 2].into());
+        let mut turns: Vec<_> = (0..WAITING_OF_A_PEER).map(|_| passwords.turn(peer).expect("a place")).collect();
+        assert_eq!(passwords.turn(peer).err().expect("its share is taken").code, Code::Busy);
+        drop(passwords.turn(other).expect("another peer"));
+        turns.pop();
+        drop(passwords.turn(peer).expect("free again"));
+        drop(turns);
+        assert!(passwords.waiting.lock().expect("whole").is_empty());
     }
 
     #[test]

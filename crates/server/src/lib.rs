@@ -49,6 +49,7 @@ pub mod settling;
 pub mod standing;
 mod statement;
 pub mod storage;
+mod strangers;
 mod threads;
 pub mod tokens;
 pub mod transferring;

@@ -5,7 +5,7 @@ use crate::deliver::deliver;
 use crate::places::Place;
 use crate::server::Server;
 use crate::storage::{Repository, StoredOrder};
-use chipbound_transport::{RawStream, Timeouts, refusal_of};
+use chipbound_transport::{RawStream, Timeouts, network_of, refusal_of};
 use chipbound_wire::api::LINE_MAGIC;
 use chipbound_wire::{Code, Digest, Refusal, Result};
 use std::collections::HashMap;
@@ -81,7 +81,7 @@ pub async fn serve_line<R: Repository>(server: Arc<Server<R>>, listener: TcpList
     let door = Arc::new(Door::default());
     loop {
         match listener.accept().await {
-            Ok((tcp, peer)) => match door.admit(peer.ip()) {
+            Ok((tcp, peer)) => match door.admit(network_of(peer.ip())) {
                 Some(newcomer) => drop(tokio::spawn(admit(server.clone(), tcp, peer, newcomer))),
                 None => tracing::debug!(%peer, "turned away: too many newcomers on the line"),
             },
@@ -97,6 +97,8 @@ async fn admit<R: Repository>(server: Arc<Server<R>>, mut tcp: TcpStream, peer: 
     let admitted = async {
         let ticket = tokio::time::timeout(TICKET_TIME, read_ticket(&mut tcp)).await;
         let ticket = ticket.map_err(|e| Refusal::new(Code::TimedOut, "no ticket in time").because(e))??;
+        // What a stranger invented costs one look, and no place that somebody could use.
+        server.check_ticket(&ticket).await?;
         let place = server.places.take()?;
         let order = server.redeem_ticket(&ticket, None).await?;
         let place = server.places.give(place, order.account)?;

@@ -119,6 +119,14 @@ impl<R: Repository> Server<R> {
         Ok(Ticket { ticket, expires_at, line: self.line.get().cloned() })
     }
 
+    /// Refuses a ticket that nobody could use now; nothing is changed by it.
+    pub(crate) async fn check_ticket(&self, ticket: &Digest) -> Result<()> {
+        match self.repository.has_ticket(Digest::of(&ticket.0), self.now()).await? {
+            true => Ok(()),
+            false => Err(Refusal::new(Code::TicketInvalid, "the ticket is unknown, used or expired")),
+        }
+    }
+
     /// Uses a ticket up: the order that may be delivered on the path that showed it. `account` is who is logged in, in the
     /// tunnel; on a line of its own the ticket alone admits.
     pub(crate) async fn redeem_ticket(&self, ticket: &Digest, account: Option<AccountId>) -> Result<StoredOrder> {

@@ -4,7 +4,7 @@
 use crate::server::Server;
 use crate::storage::{Principal, Repository};
 use axum::Router;
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::MethodRouter;
@@ -15,6 +15,7 @@ use chipbound_wire::{Code, Refusal};
 use http::Method;
 use http::request::Parts;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Who may call a route.
@@ -109,6 +110,10 @@ pub(crate) fn router<R: Repository>(table: Vec<Entry<R>>, server: &Arc<Server<R>
     router.with_state(server.clone())
 }
 
+fn no_peer(rejection: impl std::error::Error + Send + Sync + 'static) -> Refusal {
+    Refusal::new(Code::Internal, "a request came from nowhere").because(rejection)
+}
+
 /// Lets a request through whose sender may make it, and tells the handler who that is.
 async fn admit<R: Repository>(
     State((server, access)): State<(Arc<Server<R>>, Access)>,
@@ -118,7 +123,8 @@ async fn admit<R: Repository>(
     let Access::Roles(roles, scope) = access else { return Ok(next.run(request).await) };
     let (mut parts, body) = request.into_parts();
     let Bearer(token) = Bearer::from_request_parts(&mut parts, &server).await?;
-    let principal = server.authenticate(&token).await?;
+    let ConnectInfo(peer) = ConnectInfo::<SocketAddr>::from_request_parts(&mut parts, &server).await.map_err(no_peer)?;
+    let principal = server.authenticate(&token, peer.ip()).await?;
     if !roles.contains(&principal.role) {
         let names: Vec<_> = roles.iter().map(|r| r.as_str()).collect();
         return Err(Refusal::new(Code::Forbidden, format!("this is for a {}", names.join(" or "))).into());

@@ -9,6 +9,7 @@ use crate::payment::CardPayments;
 use crate::places::Places;
 use crate::sequencer::Sequencer;
 use crate::storage::Repository;
+use crate::strangers::Strangers;
 use crate::threads::Threads;
 use chipbound_host::Kek;
 use chipbound_session::tls::SharedTrust;
@@ -50,6 +51,7 @@ pub struct Server<R> {
     pub(crate) clock: Clock,
     pub(crate) cards: Option<CardPayments>,
     pub(crate) passwords: Passwords,
+    pub(crate) strangers: Strangers,
     /// Where orders are settled.
     pub(crate) sequencer: Sequencer<R>,
     /// Common packages that are being made.
@@ -87,6 +89,7 @@ impl<R: Repository> Server<R> {
             clock,
             cards,
             passwords,
+            strangers: Strangers::default(),
             making: Making::default(),
             places,
             threads: Threads::default(),

@@ -111,7 +111,8 @@ impl Drop for Admitted {
 }
 
 /// Whom an address counts as: itself, or for IPv6 its /64, which one subscriber has whole.
-fn network_of(ip: IpAddr) -> IpAddr {
+#[must_use]
+pub fn network_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
         v4 => v4,

@@ -26,6 +26,7 @@ mod trust;
 pub mod tunnel;
 pub mod upgrade;
 
+pub use admission::network_of;
 pub use blocking::{BlockingTls, Timeouts};
 pub use client::Client;
 pub use problem::{ApiError, Problem};

@@ -257,7 +257,9 @@ async fn a_revocation_is_served_at_once_and_ends_renewal() {
     let other = neighbour.enroll(&authority, &authority.voucher(Kind::Processor).await).await.expect("a good voucher");
 
     let trust = |list: Vec<u8>| Trust::new(&enrolled.root).and_then(|t| t.with_revocations(&list)).expect("root and list");
-    let before = trust(revocations(&authority.url, &enrolled.root).await.expect("a list"));
+    let list = revocations(&authority.url, &enrolled.root).await.expect("a list");
+    assert_eq!(revocations(&authority.url, &enrolled.root).await.expect("a list"), list, "signed once, for whoever asks");
+    let before = trust(list);
     before.verify(&enrolled.chain, Role::Processor, now()).expect("not revoked yet");
 
     let target = Target::Serial(enrolled.certified.serial().to_vec());

@@ -379,6 +379,8 @@ pub trait Orders {
     /// Remembers a ticket for an order that is held, or paid and re-admitted; at most `most` at once, beyond them
     /// [`chipbound_wire::Code::RateLimited`].
     fn issue_ticket(&self, ticket: &NewTicket, now: Time, most: u32) -> impl Future<Output = Result<()>> + Send;
+    /// Whether there is a ticket of that digest that can be used.
+    fn has_ticket(&self, ticket: Digest, now: Time) -> impl Future<Output = Result<bool>> + Send;
     /// Uses a ticket up, once, and returns its order, which is being delivered from now on. `account` is who shows it, where that is known. Anything but a good ticket
     /// is [`chipbound_wire::Code::TicketInvalid`] and leaves every ticket as it was.
     fn redeem_ticket(&self, ticket: Digest, account: Option<AccountId>, now: Time) -> impl Future<Output = Result<StoredOrder>> + Send;

@@ -182,6 +182,11 @@ impl Orders for Books {
         self.write(issue).await
     }
 
+    async fn has_ticket(&self, ticket: Digest, now: Time) -> Result<bool> {
+        let (find, now) = ("SELECT 1 AS n FROM tickets WHERE ticket = $1 AND expires_at >= $2", signed(now.0)?);
+        Ok(self.read(move |books: &dyn Tx| first(books, find, values![&ticket, now], |row| row.number("n"))).await?.is_some())
+    }
+
     async fn redeem_ticket(&self, ticket: Digest, account: Option<AccountId>, now: Time) -> Result<StoredOrder> {
         let invalid = || Refusal::new(Code::TicketInvalid, "the ticket is unknown, used or expired");
         let redeem = move |tx: &dyn Tx| {

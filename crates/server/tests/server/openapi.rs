@@ -50,6 +50,27 @@ fn the_description_in_docs_is_the_one_that_the_code_gives() {
     assert!(kept == format!("{:#}\n", described()), "make it anew: cargo run -p chipbound-server -- openapi > docs/openapi.json");
 }
 
+/// Lists that are short by themselves: an account has at most 64 API tokens, and money in those currencies that its operator brought.
+const SHORT: [&str; 2] = ["/v1/account", "/v1/tokens"];
+
+#[test]
+fn every_list_comes_in_pages_or_is_short_by_name() {
+    let description = described();
+    let (mut paged, mut short) = (Vec::new(), Vec::new());
+    for (path, route) in description["paths"].as_object().unwrap() {
+        let get = &route["get"];
+        let Some(schema) = get["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].as_str() else { continue };
+        let schema = description.pointer(schema.trim_start_matches('#')).unwrap();
+        if !schema["properties"].as_object().unwrap().values().any(|property| property["type"] == "array") {
+            continue;
+        }
+        let has_cursor = get["parameters"].as_array().is_some_and(|all| all.iter().any(|p| p["name"] == "cursor"));
+        assert_eq!(has_cursor, schema["properties"].get("next").is_some(), "{path}: a page says what the next one is");
+        if has_cursor { paged.push(path.as_str()) } else { short.push(path.as_str()) }
+    }
+    assert_eq!((paged, short), (vec!["/v1/accounts", "/v1/orders", "/v1/programs", "/v1/receipts"], SHORT.to_vec()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answer_of_a_purchase_is_as_described() {
     let world = World::new().await;

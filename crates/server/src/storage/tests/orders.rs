@@ -284,9 +284,12 @@ pub(super) async fn a_ticket_admits_once_in_time_and_its_owner_only(books: Fixtu
     }
     let fifth = NewTicket { ticket: Digest([5; 32]), order, account: BUYER, expires_at: NOW.after(9) };
     assert_eq!(code(repository.issue_ticket(&fifth, NOW, 4).await), Code::RateLimited);
+    let is_there = |n, now| repository.has_ticket(Digest([n; 32]), now);
+    assert!(is_there(1, NOW).await.expect("a look") && !is_there(1, NOW.after(10)).await.expect("a look"));
     assert_eq!(code(repository.redeem_ticket(Digest([1; 32]), Some(OTHER), NOW).await), Code::TicketInvalid);
     assert_eq!(repository.redeem_ticket(Digest([1; 32]), Some(BUYER), NOW).await.expect("its owner").order, order);
     assert_eq!(code(repository.redeem_ticket(Digest([1; 32]), Some(BUYER), NOW).await), Code::TicketInvalid, "a replay");
+    assert!(!is_there(1, NOW).await.expect("a look"), "it was used up");
     assert_eq!(repository.redeem_ticket(Digest([2; 32]), None, NOW).await.expect("a line of its own").order, order);
     assert_eq!(code(repository.redeem_ticket(Digest([3; 32]), None, NOW.after(10)).await), Code::TicketInvalid, "late");
     assert_eq!(code(repository.redeem_ticket(Digest([99; 32]), None, NOW).await), Code::TicketInvalid, "unknown");
