@@ -84,23 +84,7 @@ impl<'a> Lane<'a> {
         };
         let client = Client { home: self.shop.home(&user), package: work.join("package-0"), well: false, paid: None };
         let mut customer = Customer { user, program, clients: vec![client] };
-        let (mut hits, mut raced) = (0, false);
-        for stroke in &wish.strokes {
-            let attempts = self.begin(&wish, &customer)?;
-            if attempts.is_empty() {
-                break;
-            }
-            raced |= attempts.len() > 1;
-            let begun = Instant::now();
-            let landed = self.strike(stroke, attempts, ends, &mut customer)?;
-            hits += u32::from(landed);
-            if !landed && customer.has_all() {
-                self.shop.undisturbed(begun.elapsed());
-            }
-            if wish.race && customer.clients.len() == 1 {
-                self.second_client(&mut customer, work.join("package-1"))?;
-            }
-        }
+        let (hits, raced) = self.disturb(&wish, &mut customer, &work, ends)?;
         let left = wish.left && !customer.has_all();
         if !left {
             self.go_on(&wish, &mut customer)?;
@@ -120,6 +104,28 @@ impl<'a> Lane<'a> {
         tally.recovered += u32::from(hits > 0 && customer.has_all());
         self.bought.push(Bought { customer, wish, obtained, left, refunded });
         Ok(())
+    }
+
+    /// Begins the purchase again and again, and strikes each time: how often that hit, and whether two clients were at it.
+    fn disturb(&mut self, wish: &Wish, customer: &mut Customer, work: &Path, ends: &Ends<'_>) -> Outcome<(u32, bool)> {
+        let (mut hits, mut raced) = (0, false);
+        for stroke in &wish.strokes {
+            let attempts = self.begin(wish, customer)?;
+            if attempts.is_empty() {
+                break;
+            }
+            raced |= attempts.len() > 1;
+            let begun = Instant::now();
+            let landed = self.strike(stroke, attempts, ends, customer)?;
+            hits += u32::from(landed);
+            if !landed && customer.has_all() {
+                self.shop.undisturbed(begun.elapsed());
+            }
+            if wish.race && customer.clients.len() == 1 {
+                self.second_client(customer, work.join("package-1"))?;
+            }
+        }
+        Ok((hits, raced))
     }
 
     /// What becomes of a purchase that was made; the order, where its price was given back. `old` is a copy of its package.
