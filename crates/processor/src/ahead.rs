@@ -1,4 +1,4 @@
-//! Packages that lie on a disk and not in memory: all of one is asked for as soon as somebody wants it.
+//! Packages that lie on a disk and not in memory: much of one is asked for as soon as somebody wants it.
 
 use rustix::fs::{Advice, fadvise};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -6,8 +6,8 @@ use std::fs::File;
 use std::io::IoSliceMut;
 use std::num::NonZeroU64;
 
-/// How much is asked for at once, bytes: what comes after that is asked for by the kernel's own foresight.
-const AT_ONCE: u64 = 256 << 20;
+/// How much is asked for at once, bytes. To ask takes time of the one thread that does; what comes after is read ahead by the kernel itself.
+const AT_ONCE: u64 = 16 << 20;
 /// Bytes at the end that are wanted first: documents, and tags.
 const END: u64 = 256 << 10;
 
