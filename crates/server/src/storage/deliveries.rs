@@ -1,13 +1,17 @@
 //! Deliveries, acknowledgement, capture, receipts.
 
 use super::books::Books;
-use super::log::{self, Opened};
+use super::log;
 use super::sql::{Row, Tx, all, first, number, signed, unreadable, values};
 use super::states::{refusal, step};
-use super::{Deliveries, Delivery, ReceiptEntry, SettledOrder, Settlement, Settling, StoredOrder, StoredReceipt, ledger, orders, payments};
+use super::{
+    Deliveries, Delivery, PaymentState, ReceiptEntry, SettledOrder, Settlement, Settling, StoredOrder, StoredReceipt, ledger, orders,
+    payments,
+};
 use chipbound_wire::api::OrderState;
 use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, Time};
 use std::collections::{BTreeMap, HashMap};
+use std::ops::RangeInclusive;
 
 fn no_such_delivery() -> Refusal {
     Refusal::new(Code::AcknowledgementMismatch, "no package with that seal was sent for this order")
@@ -31,33 +35,33 @@ impl Deliveries for Books {
     async fn record_delivery(&self, delivery: &Delivery) -> Result<()> {
         let new = delivery.clone();
         let record = move |tx: &dyn Tx| {
-            let order = orders::locked_of_anybody(tx, new.order)?;
-            match order.state {
-                OrderState::Cancelled | OrderState::Expired | OrderState::Refunded | OrderState::Confirmed => {
-                    return Err(refusal(order.state));
-                }
-                OrderState::Authorised => {
-                    return Err(Refusal::new(Code::OrderState, "no delivery of the order was begun: ask for a ticket and show it first"));
-                }
-                _ => {}
+            // An order that is locked by whoever ends it is looked at again when he is done.
+            let insert = "INSERT INTO deliveries (terms_digest, order_id, terms, wrap, kem, sealing_key, release_secret, content_key, seal,
+                          seal_digest, created_at) SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 FROM orders
+                          WHERE order_id = $2 AND state NOT IN ('confirmed', 'authorised', 'cancelled', 'expired', 'refunded') FOR UPDATE";
+            let (terms, seal) = (Digest::of(&new.terms), Digest::of(&new.seal));
+            let values = values![
+                &terms,
+                &new.order,
+                &new.terms,
+                &new.wrap,
+                new.kem.as_str(),
+                &new.sealing_key,
+                &new.release_secret,
+                &new.content_key,
+                &new.seal,
+                &seal,
+                signed(new.created_at.0)?,
+            ];
+            if tx.execute(insert, values)? == 1 {
+                return Ok(());
             }
-            tx.put(
-                "INSERT INTO deliveries (terms_digest, order_id, terms, wrap, kem, sealing_key, release_secret, content_key, seal,
-                 seal_digest, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
-                values![
-                    &Digest::of(&new.terms),
-                    &new.order,
-                    &new.terms,
-                    &new.wrap,
-                    new.kem.as_str(),
-                    &new.sealing_key,
-                    &new.release_secret,
-                    &new.content_key,
-                    &new.seal,
-                    &Digest::of(&new.seal),
-                    signed(new.created_at.0)?,
-                ],
-            )
+            Err(match orders::locked_of_anybody(tx, new.order)?.state {
+                OrderState::Authorised => {
+                    Refusal::new(Code::OrderState, "no delivery of the order was begun: ask for a ticket and show it first")
+                }
+                state => refusal(state),
+            })
         };
         self.write(record).await
     }
@@ -72,7 +76,7 @@ impl Deliveries for Books {
         let settlement = settlement.clone();
         let acknowledge = move |tx: &dyn Tx| {
             let mut order = orders::locked(tx, settlement.account, settlement.order)?;
-            kept_token(tx, &settlement)?;
+            Sent::find(tx, std::slice::from_ref(&settlement.seal))?.check(&settlement)?;
             acknowledge(tx, &mut order, &settlement)?;
             keep(tx, &order, Some(&settlement), None)?;
             Ok(order)
@@ -105,76 +109,104 @@ impl Deliveries for Books {
     }
 }
 
-/// The receipts of a batch on their way into the log.
+/// What the deliveries of a batch have, by the digests of their seals.
+struct Sent(HashMap<Digest, SentOne>);
+
+struct SentOne {
+    order: OrderId,
+    token: Option<Vec<u8>>,
+    payment: Option<PaymentState>,
+}
+
+impl Sent {
+    fn find(tx: &dyn Tx, seals: &[Digest]) -> Result<Self> {
+        let find = "SELECT d.seal_digest, d.order_id, d.token, p.state AS payment_state FROM deliveries d
+                    LEFT JOIN payments p ON p.order_id = d.order_id WHERE d.seal_digest = ANY($1)";
+        let keys: Vec<&[u8]> = seals.iter().map(AsRef::as_ref).collect();
+        let mut found = HashMap::new();
+        tx.query_keys(find, &keys, &mut |row| {
+            let order = OrderId(row.id("order_id")?);
+            let one = SentOne { order, token: row.optional_bytes("token")?, payment: payments::state(row)? };
+            found.insert(Digest(row.id("seal_digest")?), one);
+            Ok(())
+        })?;
+        Ok(Self(found))
+    }
+
+    /// The delivery that a settlement is about.
+    fn check(&mut self, settlement: &Settlement) -> Result<&mut SentOne> {
+        self.0.get_mut(&settlement.seal).filter(|sent| sent.order == settlement.order).ok_or_else(no_such_delivery)
+    }
+}
+
+/// What a batch changes, written when all of it is known.
 #[derive(Default)]
-struct Entered {
-    log: Option<Opened>,
-    orders: Vec<OrderId>,
+struct Changes<'b> {
+    /// Deliveries that get their tokens.
+    tokens: Vec<&'b Settlement>,
+    /// Orders whose price is taken.
+    captured: Vec<&'b Settling>,
 }
 
 /// Takes each order to its release, and enters all receipts in the log under one checkpoint. Orders are locked in one order everywhere
 /// and before the log, the log before a seller's numbers: two servers never wait for each other.
 fn settle_all(tx: &dyn Tx, batch: &[Settling]) -> Result<Vec<SettledOrder>> {
-    let mut orders: BTreeMap<_, _> = batch.iter().map(|Settling { settlement, .. }| (settlement.order, None)).collect();
-    for (id, order) in &mut orders {
-        *order = Some(orders::locked_of_anybody(tx, *id)?);
+    let mut orders = orders::locked_all(tx, &batch.iter().map(|settling| settling.settlement.order).collect())?;
+    let mut sent = Sent::find(tx, &batch.iter().map(|settling| settling.settlement.seal).collect::<Vec<_>>())?;
+    let (mut changes, mut tokens) = (Changes::default(), Vec::new());
+    for settling in batch {
+        let order = orders.get_mut(&settling.settlement.order).ok_or_else(orders::unknown_order)?;
+        tokens.push(settle_one(tx, order, sent.check(&settling.settlement)?, settling, &mut changes)?);
     }
-    let mut entered = Entered::default();
-    let settle = |settling: &Settling| {
-        let order = orders.get_mut(&settling.settlement.order).and_then(Option::as_mut).ok_or_else(orders::unknown_order)?;
-        settle_one(tx, order, settling, &mut entered)
-    };
-    let mut settled = batch.iter().map(settle).collect::<Result<Vec<_>>>()?;
-    let proofs = match (entered.log, batch.last()) {
-        (Some(log), Some(Settling { settlement, .. })) => log.close(tx, &settlement.log, settlement.at)?,
-        _ => Vec::new(),
-    };
-    let proofs: HashMap<_, _> = entered.orders.into_iter().zip(proofs).collect();
-    for (settled, Settling { settlement, .. }) in settled.iter_mut().zip(batch) {
-        settled.proof = match proofs.get(&settlement.order) {
+    keep_tokens(tx, &changes.tokens)?;
+    let proofs = capture(tx, &mut orders, &changes.captured)?;
+    let settled = |(Settling { settlement, .. }, token): (&Settling, Vec<u8>)| {
+        let receipt = orders.get(&settlement.order).and_then(|order| order.receipt.clone()).ok_or_else(unreadable)?;
+        let proof = match proofs.get(&settlement.order) {
             Some(proof) => Some(proof.clone()),
             None => log::proof(tx, settlement.order)?,
         };
-    }
-    Ok(settled)
+        Ok(SettledOrder { receipt, token, proof })
+    };
+    batch.iter().zip(tokens).map(settled).collect()
 }
 
-/// The way from wherever the order stands to its release.
-fn settle_one(tx: &dyn Tx, order: &mut StoredOrder, settling: &Settling, entered: &mut Entered) -> Result<SettledOrder> {
+/// The way from wherever the order stands to its capture, or from there to its release; the token that counts.
+fn settle_one<'b>(
+    tx: &dyn Tx,
+    order: &mut StoredOrder,
+    sent: &mut SentOne,
+    settling: &'b Settling,
+    changes: &mut Changes<'b>,
+) -> Result<Vec<u8>> {
     let settlement = &settling.settlement;
     if order.account != settlement.account {
         return Err(orders::unknown_order());
     }
-    let token = match kept_token(tx, settlement)? {
-        Some(token) => token,
-        None => keep_token(tx, settlement)?,
-    };
+    if sent.token.is_none() {
+        changes.tokens.push(settlement);
+    }
+    let token = sent.token.get_or_insert_with(|| settlement.token.clone()).clone();
     if !order.state.is_paid() {
         acknowledge(tx, order, settlement)?;
         if order.state == OrderState::Acknowledged {
             step(order, OrderState::CaptureRequested)?;
         }
-        capture(tx, order, settling, entered)?;
-        step(order, OrderState::Released)?;
-        keep(tx, order, Some(settlement), Some(&settlement.capture_key()))?;
-    } else if order.state == OrderState::Captured {
+        payments::check_taken(sent.payment)?;
+        step(order, OrderState::Captured)?;
+        changes.captured.push(settling);
+    } else if order.state == OrderState::Captured && order.receipt.is_some() {
+        // And not by this batch, which releases what it takes.
         step(order, OrderState::Released)?;
         orders::save(tx, order)?;
     }
-    Ok(SettledOrder { receipt: order.receipt.clone().ok_or_else(unreadable)?, token, proof: None })
+    Ok(token)
 }
 
-/// The token that the acknowledged delivery has already, if it has one.
-fn kept_token(tx: &dyn Tx, settlement: &Settlement) -> Result<Option<Vec<u8>>> {
-    let find = "SELECT token FROM deliveries WHERE seal_digest = $1 AND order_id = $2";
-    let found = first(tx, find, values![&settlement.seal, &settlement.order], |row| row.optional_bytes("token"))?;
-    found.ok_or_else(no_such_delivery)
-}
-
-fn keep_token(tx: &dyn Tx, settlement: &Settlement) -> Result<Vec<u8>> {
+fn keep_tokens(tx: &dyn Tx, settlements: &[&Settlement]) -> Result<()> {
     let keep = "UPDATE deliveries SET token = $1, acknowledgement = $2 WHERE seal_digest = $3";
-    tx.put(keep, values![&settlement.token, &settlement.acknowledgement, &settlement.seal])?;
-    Ok(settlement.token.clone())
+    let rows = settlements.iter().map(|one| values![&one.token, &one.acknowledgement, &one.seal].to_vec());
+    tx.put_each(keep, &rows.collect::<Vec<_>>())
 }
 
 /// Step 1008. What ran out is held once more, within one more term of the order.
@@ -197,13 +229,14 @@ fn acknowledge(tx: &dyn Tx, order: &mut StoredOrder, settlement: &Settlement) ->
     Ok(())
 }
 
-/// Writes down where the order stands, with what was first said of it: which delivery was acknowledged, and under which key the price is
+/// Writes down where an order stands, with what was first said of it: which delivery was acknowledged, and under which key the price is
 /// asked for.
+const KEEP: &str = "UPDATE orders SET state = $1, holds = $2, seal_digest = coalesce(seal_digest, $3),
+    acknowledgement = coalesce(acknowledgement, $4), capture_key = coalesce(capture_key, $5) WHERE order_id = $6";
+
 fn keep(tx: &dyn Tx, order: &StoredOrder, settlement: Option<&Settlement>, key: Option<&str>) -> Result<()> {
-    let keep = "UPDATE orders SET state = $1, holds = $2, seal_digest = coalesce(seal_digest, $3),
-                acknowledgement = coalesce(acknowledgement, $4), capture_key = coalesce(capture_key, $5) WHERE order_id = $6";
     let (seal, said) = (settlement.map(|s| &s.seal), settlement.map(|s| &s.acknowledgement));
-    tx.put(keep, values![order.state.as_str(), signed(order.holds)?, seal, said, key, &order.order])
+    tx.put(KEEP, values![order.state.as_str(), signed(order.holds)?, seal, said, key, &order.order])
 }
 
 /// Writes down under which key the price is asked for, before anybody is asked; returns the key that counts.
@@ -217,31 +250,79 @@ fn request_capture(tx: &dyn Tx, order: &mut StoredOrder, key: &str) -> Result<St
     Ok(key.to_owned())
 }
 
-/// Takes the price, once: the ledger's entry, the number, the receipt that says so, and its place in the log.
-fn capture(tx: &dyn Tx, order: &mut StoredOrder, settling: &Settling, entered: &mut Entered) -> Result<()> {
-    let at = settling.settlement.at;
-    payments::check_taken(tx, order.order)?;
-    step(order, OrderState::Captured)?;
-    let entry = ledger::capture(tx, order, &settling.settlement.shares, at)?;
-    let log = match &mut entered.log {
-        Some(log) => log,
-        none => none.insert(log::open(tx)?),
-    };
-    let (number, index) = (next_number(tx, &order.seller)?, log.next());
-    let receipt = (settling.receipt)(&ReceiptEntry { number, payment: format!("entry-{entry}"), seller: order.seller, index })?;
-    let insert = "INSERT INTO receipts (seller, number, order_id, account, receipt, issued_at, log_index)
-                  VALUES ($1, $2, $3, $4, $5, $6, $7)";
-    let values = values![&order.seller, signed(number)?, &order.order, &order.account, &receipt, signed(at.0)?, signed(index)?];
-    tx.put(insert, values)?;
-    log.enter(&receipt);
-    entered.orders.push(order.order);
-    order.receipt = Some(receipt);
-    Ok(())
+/// Takes the prices, each once: the ledger's entry, the number, the receipt that says so, and its place in the log; and releases the orders.
+/// Returns the proofs of the receipts.
+fn capture(tx: &dyn Tx, orders: &mut BTreeMap<OrderId, StoredOrder>, captured: &[&Settling]) -> Result<HashMap<OrderId, String>> {
+    let Some(last) = captured.last() else { return Ok(HashMap::new()) };
+    let mut log = log::open(tx)?;
+    let entries = tx.next_entries(captured.len())?;
+    let mut numbers = next_numbers(tx, captured.iter().filter_map(|settling| Some(orders.get(&settling.settlement.order)?.seller)))?;
+    let mut receipts = Vec::with_capacity(captured.len());
+    for (Settling { settlement, receipt }, entry) in captured.iter().zip(&entries) {
+        let order = orders.get_mut(&settlement.order).ok_or_else(orders::unknown_order)?;
+        let number = numbers.get_mut(&order.seller).and_then(Iterator::next).ok_or_else(unreadable)?;
+        let index = log.next();
+        let signed = receipt(&ReceiptEntry { number, payment: format!("entry-{entry}"), seller: order.seller, index })?;
+        log.enter(&signed);
+        step(order, OrderState::Released)?;
+        order.receipt = Some(signed);
+        receipts.push((number, index));
+    }
+    let taken = captured.iter().zip(entries).zip(receipts).map(|((Settling { settlement, .. }, entry), (number, index))| Taken {
+        settlement,
+        order: &orders[&settlement.order],
+        entry,
+        number,
+        index,
+    });
+    let taken: Vec<_> = taken.collect();
+    let entries =
+        taken.iter().map(|t| ledger::Captured { entry: t.entry, order: t.order, shares: &t.settlement.shares, at: t.settlement.at });
+    ledger::capture(tx, &entries.collect::<Vec<_>>())?;
+    keep_receipts(tx, &taken)?;
+    let proofs = log.close(tx, &last.settlement.log, last.settlement.at)?;
+    Ok(taken.iter().map(|taken| taken.order.order).zip(proofs).collect())
 }
 
-/// The seller's next receipt number. Whoever takes one holds the seller's row until the transaction ends, so that there are no gaps.
-fn next_number(tx: &dyn Tx, seller: &AccountId) -> Result<u64> {
-    let count = "INSERT INTO sellers (seller, receipts) VALUES ($1, 1) ON CONFLICT (seller) DO UPDATE SET receipts = sellers.receipts + 1
+/// An order whose price is taken, with the numbers that it got.
+struct Taken<'b> {
+    settlement: &'b Settlement,
+    order: &'b StoredOrder,
+    /// Of the ledger's entry.
+    entry: i64,
+    /// Of the receipt, and its place in the log.
+    number: u64,
+    index: u64,
+}
+
+/// Writes down the receipts, and that their orders are released.
+fn keep_receipts(tx: &dyn Tx, taken: &[Taken<'_>]) -> Result<()> {
+    let rows = taken.iter().map(|Taken { settlement, order, number, index, .. }| {
+        let (number, at, index) = (signed(*number)?, signed(settlement.at.0)?, signed(*index)?);
+        Ok(values![&order.seller, number, &order.order, &order.account, order.receipt.as_ref(), at, index].to_vec())
+    });
+    let insert =
+        "INSERT INTO receipts (seller, number, order_id, account, receipt, issued_at, log_index) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    tx.put_each(insert, &rows.collect::<Result<Vec<_>>>()?)?;
+    let keys: Vec<_> = taken.iter().map(|taken| taken.settlement.capture_key()).collect();
+    let rows = taken.iter().zip(&keys).map(|(Taken { settlement, order, .. }, key)| {
+        let (seal, said) = (&settlement.seal, &settlement.acknowledgement);
+        Ok(values![order.state.as_str(), signed(order.holds)?, seal, said, key, &order.order].to_vec())
+    });
+    tx.put_each(KEEP, &rows.collect::<Result<Vec<_>>>()?)
+}
+
+/// The sellers' next receipt numbers, as many as they are named. Whoever takes some holds the seller's row until the transaction ends, so
+/// that there are no gaps.
+fn next_numbers(tx: &dyn Tx, sellers: impl Iterator<Item = AccountId>) -> Result<BTreeMap<AccountId, RangeInclusive<u64>>> {
+    let mut counts = BTreeMap::<_, u32>::new();
+    sellers.for_each(|seller| *counts.entry(seller).or_default() += 1);
+    let count = "INSERT INTO sellers (seller, receipts) VALUES ($1, $2) ON CONFLICT (seller) DO UPDATE SET receipts = sellers.receipts + $2
                  RETURNING receipts AS n";
-    number(tx, count, values![seller])
+    let take = |(seller, many): (AccountId, u32)| {
+        let last = number(tx, count, values![&seller, many])?;
+        let first = (last + 1).checked_sub(many.into()).ok_or_else(unreadable)?;
+        Ok((seller, first..=last))
+    };
+    counts.into_iter().map(take).collect()
 }

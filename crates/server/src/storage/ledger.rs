@@ -30,19 +30,30 @@ pub(super) fn deposit(tx: &dyn Tx, account: AccountId, amount: Amount, at: Time)
         return Err(Refusal::new(Code::TooLarge, "the balance would be larger than the largest amount"));
     }
     let postings = [posting("deposits", account, -minor), posting("funds", account, minor)];
-    enter(tx, &Entry { kind: "deposit", order: None, round: 0, note: "", shares: None, at }, amount.currency, &postings)
+    enter_numbered(tx, Entry { kind: "deposit", order: None, round: 0, note: "", shares: None, at }, amount.currency, postings)
 }
 
 /// From the customer's funds, or what the card provider owes us, to what is held for the order, in the round that the order counts;
 /// [`Code::InsufficientFunds`], and where a card is to pay the refusals of [`payments::by_card`].
 pub(super) fn hold(tx: &dyn Tx, order: &StoredOrder, at: Time) -> Result<()> {
-    let by_card = payments::by_card(tx, order.order)?;
-    if !by_card {
-        check_funds(tx, order.account, order.price)?;
+    // The order is locked, and so its payment stands still.
+    let find = "SELECT b.minor, (SELECT p.state FROM payments p WHERE p.order_id = $1) AS payment_state FROM balances b
+                WHERE b.account = $2 AND b.book = 'funds' AND b.currency = $3 FOR UPDATE";
+    let found = first(tx, find, values![&order.order, &order.account, order.price.currency.as_str()], |row| {
+        Ok((row.integer("minor")?, payments::state(row)?))
+    })?;
+    let (free, payment) = match found {
+        Some(found) => found,
+        None => (0, payments::find(tx, order.order)?.map(|payment| payment.state)), // Who pays by card alone may have no funds.
+    };
+    let by_card = payments::by_card(payment)?;
+    let available = spendable(free, order.price.currency);
+    if !by_card && available.minor < order.price.minor {
+        return Err(Refusal::new(Code::InsufficientFunds, format!("the price is {}, the balance {available}", order.price)));
     }
     let minor = signed(order.price.minor)?;
     let postings = [posting(if by_card { CARD } else { FUNDS }, order.account, -minor), posting("held", order.account, minor)];
-    enter(tx, &Entry::of(order, "hold", at), order.price.currency, &postings).map(drop)
+    enter(tx, &Entry::of(order, "hold", at), order.price.currency, &postings)
 }
 
 /// Where the order's last hold came from, and goes back to.
@@ -51,14 +62,6 @@ fn source(tx: &dyn Tx, order: &StoredOrder) -> Result<&'static str> {
                 WHERE e.order_id = $1 AND e.kind = 'hold' AND e.round = $2 AND p.book <> 'held'";
     let book = first(tx, find, values![&order.order, signed(order.holds)?], |row| row.text("book"))?;
     [FUNDS, CARD].into_iter().find(|known| book.as_deref() == Some(*known)).ok_or_else(unreadable)
-}
-
-fn check_funds(tx: &dyn Tx, customer: AccountId, price: Amount) -> Result<()> {
-    let available = spendable(free(tx, customer, FUNDS, price.currency)?, price.currency);
-    if available.minor < price.minor {
-        return Err(Refusal::new(Code::InsufficientFunds, format!("the price is {price}, the balance {available}")));
-    }
-    Ok(())
 }
 
 /// What stands in an account's book, which nobody else takes from until the transaction ends.
@@ -76,21 +79,34 @@ fn spendable(minor: i64, currency: Currency) -> Amount {
 pub(super) fn release(tx: &dyn Tx, order: &StoredOrder, at: Time) -> Result<()> {
     let minor = signed(order.price.minor)?;
     let postings = [posting("held", order.account, -minor), posting(source(tx, order)?, order.account, minor)];
-    enter(tx, &Entry::of(order, "release", at), order.price.currency, &postings).map(drop)
+    enter(tx, &Entry::of(order, "release", at), order.price.currency, &postings)
 }
 
-/// From what is held for the order to taxes, the house's share and the vendor's revenue; returns the entry's number.
-pub(super) fn capture(tx: &dyn Tx, order: &StoredOrder, shares: &Shares, at: Time) -> Result<u64> {
-    let minor = |amount: u64| signed(amount);
-    let parts = shares.of(order.price.minor)?;
-    let postings = [
-        posting("held", order.account, -minor(order.price.minor)?),
-        posting("revenue", order.seller, minor(parts.revenue)?),
-        posting("fees", order.seller, minor(parts.fee)?),
-        posting("tax", order.seller, minor(parts.tax)?),
-    ];
-    let rates = shares.rates()?;
-    enter(tx, &Entry { shares: Some(&rates), ..Entry::of(order, "capture", at) }, order.price.currency, &postings)
+/// An order whose price is taken.
+pub(super) struct Captured<'a> {
+    /// The number of the entry.
+    pub(super) entry: i64,
+    pub(super) order: &'a StoredOrder,
+    pub(super) shares: &'a Shares,
+    pub(super) at: Time,
+}
+
+/// For each order an entry from what is held for it to taxes, the house's share and the vendor's revenue.
+pub(super) fn capture(tx: &dyn Tx, captured: &[Captured<'_>]) -> Result<()> {
+    let rates = captured.iter().map(|one| one.shares.rates()).collect::<Result<Vec<_>>>()?;
+    let entry = |(Captured { entry, order, shares, at }, rates): (&Captured<'_>, _)| {
+        let parts = shares.of(order.price.minor)?;
+        let postings = vec![
+            posting("held", order.account, -signed(order.price.minor)?),
+            posting("revenue", order.seller, signed(parts.revenue)?),
+            posting("fees", order.seller, signed(parts.fee)?),
+            posting("tax", order.seller, signed(parts.tax)?),
+        ];
+        let entry_of = Entry { shares: Some(rates), ..Entry::of(order, "capture", *at) };
+        Ok(Numbered { number: *entry, entry: entry_of, currency: order.price.currency, postings })
+    };
+    let entries = captured.iter().zip(rates.iter().map(String::as_str)).map(entry);
+    enter_all(tx, &entries.collect::<Result<Vec<_>>>()?)
 }
 
 /// What was captured for the order back to where its hold came from, from wherever it went.
@@ -110,7 +126,7 @@ pub(super) fn refund(tx: &dyn Tx, order: &StoredOrder, note: &str, at: Time) -> 
     })?;
     postings.sort_by_key(|posting| (posting.book, posting.account));
     free(tx, order.seller, "revenue", order.price.currency)?; // No payout gets a number in between.
-    enter(tx, &Entry { round: 0, note, ..Entry::of(order, "refund", at) }, order.price.currency, &postings).map(drop)
+    enter(tx, &Entry { round: 0, note, ..Entry::of(order, "refund", at) }, order.price.currency, &postings)
 }
 
 /// Money of an account's book to outside; [`Code::InsufficientFunds`]. Returns the entry's number.
@@ -122,7 +138,7 @@ pub(super) fn payout(tx: &dyn Tx, account: AccountId, book: &'static str, amount
         return Err(Refusal::new(Code::InsufficientFunds, format!("{amount} are to be paid out, and {there} are there")));
     }
     let postings = [posting(book, account, -wanted), posting("deposits", account, wanted)];
-    enter(tx, &Entry { kind: "payout", order: None, round: 0, note, shares: None, at }, currency, &postings)
+    enter_numbered(tx, Entry { kind: "payout", order: None, round: 0, note, shares: None, at }, currency, postings)
 }
 
 /// What an entry says besides its postings.
@@ -143,22 +159,53 @@ impl Entry<'static> {
     }
 }
 
-/// Writes the postings, then the entry over them; returns its number. Postings of nothing are left out, but for the first two: an
-/// entry over a price of zero has some.
-fn enter(tx: &dyn Tx, entry: &Entry<'_>, currency: Currency, postings: &[Posting]) -> Result<u64> {
-    let (number, currency) = (tx.next_entry()?, currency.as_str());
+/// Writes the postings, then the entry over them, under the next number. Postings of nothing are left out, but for the first two: an entry
+/// over a price of zero has some.
+fn enter(tx: &dyn Tx, entry: &Entry<'_>, currency: Currency, postings: &[Posting]) -> Result<()> {
+    let currency = currency.as_str();
     let (first_two, more) = postings.split_at_checked(2).ok_or_else(unreadable)?;
-    let insert = "INSERT INTO postings (entry, currency, book, account, minor) VALUES ($1, $2, $3, $4, $5), ($1, $2, $6, $7, $8)";
     let [a, b] = [&first_two[0], &first_two[1]];
-    tx.put(insert, values![number, currency, a.book, &a.account, a.minor, b.book, &b.account, b.minor])?;
+    let insert = "INSERT INTO postings (entry, currency, book, account, minor)
+                  VALUES (nextval('entry_numbers'), $1, $2, $3, $4), (currval('entry_numbers'), $1, $5, $6, $7)";
+    tx.put(insert, values![currency, a.book, &a.account, a.minor, b.book, &b.account, b.minor])?;
     for posting in more.iter().filter(|posting| posting.minor != 0) {
-        let insert = "INSERT INTO postings (entry, currency, book, account, minor) VALUES ($1, $2, $3, $4, $5)";
-        tx.put(insert, values![number, currency, posting.book, &posting.account, posting.minor])?;
+        let insert = "INSERT INTO postings (entry, currency, book, account, minor) VALUES (currval('entry_numbers'), $1, $2, $3, $4)";
+        tx.put(insert, values![currency, posting.book, &posting.account, posting.minor])?;
     }
-    let insert = "INSERT INTO entries (entry, kind, order_id, round, at, note, shares) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    let insert =
+        "INSERT INTO entries (entry, kind, order_id, round, at, note, shares) VALUES (currval('entry_numbers'), $1, $2, $3, $4, $5, $6)";
     let Entry { kind, order, round, note, shares, at } = entry;
-    tx.put(insert, values![number, *kind, order.as_ref(), signed(*round)?, signed(at.0)?, *note, *shares])?;
+    tx.put(insert, values![*kind, order.as_ref(), signed(*round)?, signed(at.0)?, *note, *shares])
+}
+
+/// An entry whose number is known, with its postings.
+struct Numbered<'a> {
+    number: i64,
+    entry: Entry<'a>,
+    currency: Currency,
+    postings: Vec<Posting>,
+}
+
+/// The same as [`enter`]; returns the number.
+fn enter_numbered(tx: &dyn Tx, entry: Entry<'_>, currency: Currency, postings: [Posting; 2]) -> Result<u64> {
+    let number = tx.next_entries(1)?.pop().ok_or_else(unreadable)?;
+    enter_all(tx, &[Numbered { number, entry, currency, postings: postings.into() }])?;
     u64::try_from(number).map_err(|_| unreadable())
+}
+
+/// Writes the postings of all entries, then the entries.
+fn enter_all(tx: &dyn Tx, entries: &[Numbered<'_>]) -> Result<()> {
+    let rows = entries.iter().flat_map(|Numbered { number, currency, postings, .. }| {
+        let written = postings.iter().enumerate().filter(|(at, posting)| *at < 2 || posting.minor != 0);
+        written.map(|(_, posting)| values![*number, currency.as_str(), posting.book, &posting.account, posting.minor].to_vec())
+    });
+    let insert = "INSERT INTO postings (entry, currency, book, account, minor) VALUES ($1, $2, $3, $4, $5)";
+    tx.put_each(insert, &rows.collect::<Vec<_>>())?;
+    let rows = entries.iter().map(|Numbered { number, entry: Entry { kind, order, round, note, shares, at }, .. }| {
+        Ok(values![*number, *kind, order.as_ref(), signed(*round)?, signed(at.0)?, *note, *shares].to_vec())
+    });
+    let insert = "INSERT INTO entries (entry, kind, order_id, round, at, note, shares) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    tx.put_each(insert, &rows.collect::<Result<Vec<_>>>()?)
 }
 
 /// The account's money, by currency.

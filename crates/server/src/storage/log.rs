@@ -48,10 +48,10 @@ impl Opened {
                 _ => {}
             });
         }
-        for (level, position, value) in nodes {
-            let insert = "INSERT INTO log_nodes (level, position, value) VALUES ($1, $2, $3)";
-            tx.put(insert, values![level, signed(position)?, &Digest(value)])?;
-        }
+        let insert = "INSERT INTO log_nodes (level, position, value) VALUES ($1, $2, $3)";
+        let nodes: Vec<_> = nodes.into_iter().map(|(level, position, value)| (level, position, Digest(value))).collect();
+        let rows = nodes.iter().map(|(level, position, value)| Ok(values![*level, signed(*position)?, value].to_vec()));
+        tx.put_each(insert, &rows.collect::<Result<Vec<_>>>()?)?;
         let statement = Digest::of(signer.statement());
         if self.statement != Some(statement) {
             let insert = "INSERT INTO log_statements (digest, statement) VALUES ($1, $2) ON CONFLICT DO NOTHING";

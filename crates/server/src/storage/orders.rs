@@ -6,11 +6,12 @@ use super::states::{refusal, step};
 use super::{NewOrder, NewTicket, Orders, StoredOrder, Unsettled, accounts, ledger, payments};
 use chipbound_wire::api::OrderState;
 use chipbound_wire::{AccountId, Code, Digest, KeyId, OrderId, Refusal, Result, Time};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Orders whose holds are given back in one transaction.
 const EXPIRE_AT_ONCE: u32 = 200;
 /// Orders of one account that wait for its agreement at once.
-const NOT_AGREED_TO: u64 = 256;
+const NOT_AGREED_TO: u32 = 256;
 /// Orders that wait for their capture, in one answer.
 const UNSETTLED: u32 = 1000;
 
@@ -65,13 +66,33 @@ pub(super) fn locked_of_anybody(tx: &dyn Tx, order: OrderId) -> Result<StoredOrd
 fn find_locked(tx: &dyn Tx, order: OrderId) -> Result<Option<StoredOrder>> {
     let find = "SELECT * FROM orders WHERE order_id = $1 FOR UPDATE";
     let mut found = first_locked(tx, find, values![&order], without_receipt)?;
-    if let Some(order) = &mut found
-        && (order.state.is_paid() || order.state == OrderState::Refunded)
-    {
+    if let Some(order) = &mut found {
+        find_receipt(tx, order)?;
+    }
+    Ok(found)
+}
+
+/// The orders of these ids, locked in their order until the transaction ends; [`Code::UnknownOrder`] where one is not there.
+pub(super) fn locked_all(tx: &dyn Tx, orders: &BTreeSet<OrderId>) -> Result<BTreeMap<OrderId, StoredOrder>> {
+    let find = "SELECT * FROM orders WHERE order_id = ANY($1) ORDER BY order_id FOR UPDATE";
+    let keys: Vec<&[u8]> = orders.iter().map(AsRef::as_ref).collect();
+    let mut found = BTreeMap::new();
+    tx.query_keys(find, &keys, &mut |row| {
+        let order = without_receipt(row)?;
+        found.insert(order.order, order);
+        Ok(())
+    })?;
+    found.values_mut().try_for_each(|order| find_receipt(tx, order))?;
+    if found.len() < orders.len() { Err(unknown_order()) } else { Ok(found) }
+}
+
+/// Completes an order that was read by itself.
+fn find_receipt(tx: &dyn Tx, order: &mut StoredOrder) -> Result<()> {
+    if order.state.is_paid() || order.state == OrderState::Refunded {
         let find = "SELECT receipt FROM receipts WHERE order_id = $1";
         order.receipt = first(tx, find, values![&order.order], |row| row.bytes("receipt"))?;
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Locks the order until the transaction ends.
@@ -172,12 +193,13 @@ impl Orders for Books {
         let issue = move |tx: &dyn Tx| {
             let order = locked(tx, new.account, new.order)?;
             check_deliverable(tx, &order, now)?;
-            let count = "SELECT count(*) AS n FROM tickets WHERE order_id = $1 AND expires_at >= $2";
-            if number(tx, count, values![&new.order, signed(now.0)?])? >= u64::from(most) {
-                return Err(Refusal::new(Code::RateLimited, format!("there are {most} unused tickets for this order already")));
+            let insert = "INSERT INTO tickets (ticket, order_id, account, expires_at) SELECT $1, $2, $3, $4
+                          WHERE (SELECT count(*) FROM tickets WHERE order_id = $2 AND expires_at >= $5) < $6";
+            let times = (signed(new.expires_at.0)?, signed(now.0)?);
+            match tx.execute(insert, values![&new.ticket, &new.order, &new.account, times.0, times.1, most])? {
+                1 => Ok(()),
+                _ => Err(Refusal::new(Code::RateLimited, format!("there are {most} unused tickets for this order already"))),
             }
-            let insert = "INSERT INTO tickets (ticket, order_id, account, expires_at) VALUES ($1, $2, $3, $4)";
-            tx.put(insert, values![&new.ticket, &new.order, &new.account, signed(new.expires_at.0)?])
         };
         self.write(issue).await
     }
@@ -192,8 +214,14 @@ impl Orders for Books {
         let redeem = move |tx: &dyn Tx| {
             let used = "DELETE FROM tickets WHERE ticket = $1 AND expires_at >= $2 AND account = coalesce($3, account) RETURNING order_id";
             let values = values![&ticket, signed(now.0)?, account.as_ref()];
-            let order = first(tx, used, values, |row| row.id("order_id"))?.ok_or_else(invalid)?;
-            let mut order = locked_of_anybody(tx, OrderId(order))?;
+            let order = first(tx, used, values, |row| row.id("order_id").map(OrderId))?.ok_or_else(invalid)?;
+            // The usual way: it is the order's first ticket.
+            let begin =
+                "UPDATE orders SET state = 'delivering' WHERE order_id = $1 AND state = 'authorised' AND expires_at >= $2 RETURNING *";
+            if let Some(begun) = first(tx, begin, values![&order, signed(now.0)?], without_receipt)? {
+                return Ok(begun);
+            }
+            let mut order = locked_of_anybody(tx, order)?;
             check_deliverable(tx, &order, now)?;
             if order.state == OrderState::Authorised {
                 step(&mut order, OrderState::Delivering)?;
@@ -311,33 +339,33 @@ fn check_deliverable(tx: &dyn Tx, order: &StoredOrder, now: Time) -> Result<()> 
     }
 }
 
-/// Places the order, or finds the one that was placed with its key before.
+/// Places the order, or finds the one that was placed with its key before. Nobody fills the books who agrees to nothing.
 fn place(tx: &dyn Tx, new: &NewOrder) -> Result<StoredOrder> {
     let account = new.order.account;
     accounts::lock(tx, &account)?;
+    if insert(tx, new)? {
+        return Ok(new.order.clone());
+    }
     let find_before = "SELECT order_id, parameters FROM orders WHERE account = $1 AND idempotency_key = $2";
     let ids = |row: &dyn Row| Ok((OrderId(row.id("order_id")?), Digest(row.id("parameters")?)));
-    if let Some((order, parameters)) = first(tx, find_before, values![&account, &new.idempotency_key], ids)? {
-        if parameters != new.parameters {
-            return Err(Refusal::new(Code::IdempotencyConflict, "another order was placed with this idempotency key"));
+    match first(tx, find_before, values![&account, &new.idempotency_key], ids)? {
+        None => Err(Refusal::new(Code::RateLimited, format!("{NOT_AGREED_TO} orders wait for an agreement already"))),
+        Some((_, parameters)) if parameters != new.parameters => {
+            Err(Refusal::new(Code::IdempotencyConflict, "another order was placed with this idempotency key"))
         }
-        return owned(tx, account, order);
+        Some((order, _)) => owned(tx, account, order),
     }
-    // Nobody fills the books who agrees to nothing.
-    let open = number(tx, "SELECT count(*) AS n FROM orders WHERE account = $1 AND state = 'confirmed'", values![&account])?;
-    if open >= NOT_AGREED_TO {
-        return Err(Refusal::new(Code::RateLimited, format!("{open} orders wait for an agreement already")));
-    }
-    insert(tx, new)?;
-    Ok(new.order.clone())
 }
 
-fn insert(tx: &dyn Tx, new: &NewOrder) -> Result<()> {
+/// Whether it was placed: not where its key was used before, or too many orders of the account wait for its agreement.
+fn insert(tx: &dyn Tx, new: &NewOrder) -> Result<bool> {
     let order = &new.order;
-    tx.put(
+    let placed = tx.execute(
         "INSERT INTO orders (order_id, account, manifest, seller, processor, key_mode, price, currency, state, confirmation,
          idempotency_key, parameters, issued_at, expires_at, redownload_until)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15
+         WHERE NOT EXISTS (SELECT 1 FROM orders WHERE account = $2 AND idempotency_key = $11)
+           AND (SELECT count(*) FROM orders WHERE account = $2 AND state = 'confirmed') < $16",
         values![
             &order.order,
             &order.account,
@@ -354,6 +382,8 @@ fn insert(tx: &dyn Tx, new: &NewOrder) -> Result<()> {
             signed(order.issued_at.0)?,
             signed(order.expires_at.0)?,
             signed(order.redownload_until.0)?,
+            NOT_AGREED_TO,
         ],
-    )
+    )?;
+    Ok(placed == 1)
 }

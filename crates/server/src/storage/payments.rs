@@ -21,8 +21,13 @@ const STATES: [PaymentState; 9] = [
     PaymentState::Refunded,
 ];
 
+/// Where the payment stands that a row names, if it names one.
+pub(super) fn state(row: &dyn Row) -> Result<Option<PaymentState>> {
+    let text = row.optional_text("payment_state")?;
+    text.map(|text| STATES.into_iter().find(|s| s.as_str() == text).ok_or_else(unreadable)).transpose()
+}
+
 fn payment(row: &dyn Row) -> Result<OrderPayment> {
-    let state = row.text("payment_state")?;
     Ok(OrderPayment {
         order: OrderId(row.id("order_id")?),
         amount: row.amount()?,
@@ -30,7 +35,7 @@ fn payment(row: &dyn Row) -> Result<OrderPayment> {
         expires_at: Time(row.number("expires_at")?),
         order_state: row.parsed("state")?,
         attempt: u32::try_from(row.number("attempt")?).map_err(|_| unreadable())?,
-        state: STATES.into_iter().find(|s| s.as_str() == state).ok_or_else(unreadable)?,
+        state: state(row)?.ok_or_else(unreadable)?,
         reference: row.text("reference")?,
     })
 }
@@ -43,10 +48,10 @@ pub(super) fn find(books: &dyn Tx, order: OrderId) -> Result<Option<OrderPayment
     first(books, find, values![&order], payment)
 }
 
-/// Whether the card provider holds the price of an order, and not the account's own money. Refuses with
+/// Whether the card provider holds the price of an order with that payment, and not the account's own money. Refuses with
 /// [`Code::PaymentPending`] while nobody knows, and with [`Code::OrderExpired`] where it gave its hold back.
-pub(super) fn by_card(tx: &dyn Tx, order: OrderId) -> Result<bool> {
-    match find(tx, order)?.map(|payment| payment.state) {
+pub(super) fn by_card(payment: Option<PaymentState>) -> Result<bool> {
+    match payment {
         None | Some(PaymentState::Declined) => Ok(false),
         Some(PaymentState::Held) => Ok(true),
         Some(PaymentState::Asked | PaymentState::Undecided) => {
@@ -56,9 +61,9 @@ pub(super) fn by_card(tx: &dyn Tx, order: OrderId) -> Result<bool> {
     }
 }
 
-/// Refuses to capture the price of an order that the card provider did not confirm to have taken.
-pub(super) fn check_taken(tx: &dyn Tx, order: OrderId) -> Result<()> {
-    match find(tx, order)?.map(|payment| payment.state) {
+/// Refuses to capture the price of an order with that payment that the card provider did not confirm to have taken.
+pub(super) fn check_taken(payment: Option<PaymentState>) -> Result<()> {
+    match payment {
         None | Some(PaymentState::Declined | PaymentState::Captured) => Ok(()),
         Some(_) => Err(Refusal::new(Code::PaymentPending, "the card provider has not confirmed that it took the price")),
     }

@@ -12,10 +12,16 @@ pub(super) trait Tx {
     /// Runs a statement whose result nobody looks at. What follows sees what it changed; that it fails may show only then, or when
     /// the transaction is committed.
     fn put(&self, statement: &'static str, values: &[Value<'_>]) -> Result<()>;
+    /// The same for each of these rows of values, in their order, as one: `INSERT … VALUES (…)` of parameters, or `UPDATE … SET …
+    /// WHERE …` by a key that no two rows share.
+    fn put_each(&self, statement: &'static str, rows: &[Vec<Value<'_>>]) -> Result<()>;
     /// Runs a statement that returns no rows; how many it changed.
     fn execute(&self, statement: &'static str, values: &[Value<'_>]) -> Result<u64>;
     /// Runs a query and shows `read` each row until it returns false.
     fn query(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()>;
+    /// Runs a query of one parameter, compared by `= ANY($1)`, for all these keys, and shows `read` each row; locks them where it says
+    /// `FOR UPDATE`.
+    fn query_keys(&self, statement: &'static str, keys: &[&[u8]], read: &mut dyn FnMut(&dyn Row) -> Result<()>) -> Result<()>;
     /// Runs `statement`, a `SELECT … FOR UPDATE` of one table, and locks the rows that it finds until the transaction ends: what it
     /// shows is how they stand. What was read before, also of other tables, may be old. Lock an account before its orders, and
     /// orders in the order of their ids.
@@ -24,8 +30,9 @@ pub(super) trait Tx {
     fn lock(&self, statement: &'static str, values: &[Value<'_>]) -> Result<()>;
     /// Waits until no other transaction holds the lock of that number, and holds it until this one ends.
     fn alone(&self, lock: Lock) -> Result<()>;
-    /// The number of the next entry of the ledger. Numbers rise; a transaction that fails may leave a gap.
-    fn next_entry(&self) -> Result<i64>;
+    /// So many numbers of next entries of the ledger. Numbers rise; a transaction that fails may leave a gap. (A statement takes one as
+    /// `nextval('entry_numbers')`, and the same again as `currval('entry_numbers')` until the entry is written.)
+    fn next_entries(&self, many: usize) -> Result<Vec<i64>>;
     /// The ledger has entries up to that number, written without asking for their numbers.
     fn entries_up_to(&self, last: i64) -> Result<()>;
 }

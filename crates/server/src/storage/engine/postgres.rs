@@ -9,9 +9,9 @@
 mod link;
 mod tls;
 
-use self::link::{Answer, Link, Part, Server, Told};
+use self::link::{Answer, Bound, Link, Part, Server, Told, bound, columns};
 use super::{Transaction, failed, lost, not_migrated};
-use crate::storage::sql::{Lock, Row, Tx, Value, first, unreadable};
+use crate::storage::sql::{Lock, Row, Tx, Value, all, unreadable};
 use chipbound_wire::{Code, Refusal, Result};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnectOptions;
@@ -246,16 +246,17 @@ impl Session<'_> {
         }
     }
 
-    fn part(&self, statement: &'static str, values: &[Value<'_>]) -> Result<Part> {
+    fn part(&self, statement: &'static str, values: Vec<Bound>) -> Result<Part> {
         let mut link = self.link.borrow_mut();
-        match link.known(statement, values) {
-            Some(part) => Ok(part),
-            None => self.runtime.block_on(link.prepare(statement, values)).map_err(|e| self.refuse(&e)),
-        }
+        let statement = match link.known(statement, &values) {
+            Some(known) => known,
+            None => self.runtime.block_on(link.prepare(statement, &values)).map_err(|e| self.refuse(&e))?,
+        };
+        Ok(Part { statement, values })
     }
 
     /// Sends what was kept back and this; the answer to this.
-    fn ask(&self, statement: &'static str, values: &[Value<'_>]) -> Result<Answer> {
+    fn ask(&self, statement: &'static str, values: Vec<Bound>) -> Result<Answer> {
         let part = self.part(statement, values)?;
         let mut parts = self.kept.take().parts;
         parts.push(part);
@@ -263,8 +264,22 @@ impl Session<'_> {
         self.runtime.block_on(self.link.borrow().send(parts)).map_err(|(_, error)| self.refuse(&error))
     }
 
+    /// Keeps a statement back, unless there are too many.
+    fn keep(&self, statement: &'static str, values: Vec<Bound>) -> Result<()> {
+        let part = self.part(statement, values)?;
+        let mut kept = self.kept.borrow_mut();
+        kept.bytes += part.bytes();
+        kept.parts.push(part);
+        if kept.parts.len() < KEPT.0 && kept.bytes < KEPT.1 {
+            return Ok(());
+        }
+        let parts = std::mem::take(&mut *kept).parts;
+        self.sent.set(true);
+        self.runtime.block_on(self.link.borrow().send(parts)).map(drop).map_err(|(_, error)| self.refuse(&error))
+    }
+
     fn commit(&self) -> Result<()> {
-        let part = self.part("COMMIT", &[])?;
+        let part = self.part("COMMIT", Vec::new())?;
         let mut parts = self.kept.take().parts;
         let link = self.link.borrow();
         if !self.sent.get() && parts.len() == 1 {
@@ -291,7 +306,7 @@ impl Session<'_> {
 
     fn roll_back(&self) {
         self.kept.take();
-        if self.sent.get() && !self.broken.get() && self.ask("ROLLBACK", &[]).is_err() {
+        if self.sent.get() && !self.broken.get() && self.ask("ROLLBACK", Vec::new()).is_err() {
             self.broken.set(true);
         }
     }
@@ -299,24 +314,28 @@ impl Session<'_> {
 
 impl Tx for Session<'_> {
     fn put(&self, statement: &'static str, values: &[Value<'_>]) -> Result<()> {
-        let part = self.part(statement, values)?;
-        let mut kept = self.kept.borrow_mut();
-        kept.bytes += part.bytes();
-        kept.parts.push(part);
-        if kept.parts.len() < KEPT.0 && kept.bytes < KEPT.1 {
-            return Ok(());
+        self.keep(statement, bound(values))
+    }
+
+    fn put_each(&self, statement: &'static str, rows: &[Vec<Value<'_>>]) -> Result<()> {
+        match rows {
+            [] => Ok(()),
+            [values] => self.put(statement, values),
+            rows => self.keep(statement, columns(rows)),
         }
-        let parts = std::mem::take(&mut *kept).parts;
-        self.sent.set(true);
-        self.runtime.block_on(self.link.borrow().send(parts)).map(drop).map_err(|(_, error)| self.refuse(&error))
+    }
+
+    fn query_keys(&self, statement: &'static str, keys: &[&[u8]], read: &mut dyn FnMut(&dyn Row) -> Result<()>) -> Result<()> {
+        let keys = vec![Bound::Blobs(keys.iter().map(|key| Some(key.to_vec())).collect())];
+        self.ask(statement, keys)?.rows.iter().try_for_each(|row| read(row))
     }
 
     fn execute(&self, statement: &'static str, values: &[Value<'_>]) -> Result<u64> {
-        self.ask(statement, values).map(|answer| answer.changed)
+        self.ask(statement, bound(values)).map(|answer| answer.changed)
     }
 
     fn query(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()> {
-        for row in self.ask(statement, values)?.rows {
+        for row in self.ask(statement, bound(values))?.rows {
             if !read(&row)? {
                 break;
             }
@@ -336,8 +355,10 @@ impl Tx for Session<'_> {
         self.put("SELECT pg_advisory_xact_lock($1)", &[Value::from(lock as i64)])
     }
 
-    fn next_entry(&self) -> Result<i64> {
-        first(self, "SELECT nextval('entry_numbers') AS n", &[], |row| row.integer("n"))?.ok_or_else(unreadable)
+    fn next_entries(&self, many: usize) -> Result<Vec<i64>> {
+        let many = i64::try_from(many).map_err(|_| unreadable())?;
+        let next = "SELECT nextval('entry_numbers') AS n FROM generate_series(1, $1)";
+        all(self, next, &[Value::from(many)], |row| row.integer("n"))
     }
 
     fn entries_up_to(&self, last: i64) -> Result<()> {

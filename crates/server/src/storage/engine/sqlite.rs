@@ -14,6 +14,7 @@ use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, TransactionBeh
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _};
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -185,6 +186,22 @@ impl Tx for Connection {
         prepared.raw_execute().map(drop).map_err(|e| failed(&e))
     }
 
+    fn put_each(&self, statement: &'static str, rows: &[Vec<Value<'_>>]) -> Result<()> {
+        rows.iter().try_for_each(|values| self.put(statement, values))
+    }
+
+    fn query_keys(&self, statement: &'static str, keys: &[&[u8]], read: &mut dyn FnMut(&dyn Row) -> Result<()>) -> Result<()> {
+        let statement = statement.replace("= ANY($1)", "= $1");
+        for key in keys {
+            let mut prepared = prepare(self, &statement, &[Value::Blob(Some(key))])?;
+            let mut rows = prepared.raw_query();
+            while let Some(row) = rows.next().map_err(|e| failed(&e))? {
+                read(row)?;
+            }
+        }
+        Ok(())
+    }
+
     fn execute(&self, statement: &'static str, values: &[Value<'_>]) -> Result<u64> {
         let mut prepared = prepare(self, statement, values)?;
         prepared.raw_execute().map(|changed| changed as u64).map_err(|e| failed(&e))
@@ -202,7 +219,7 @@ impl Tx for Connection {
     }
 
     fn query_locked(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()> {
-        self.query(statement.trim_end_matches(" FOR UPDATE"), values, read) // There is one writer.
+        self.query(statement, values, read)
     }
 
     fn lock(&self, _: &'static str, _: &[Value<'_>]) -> Result<()> {
@@ -213,9 +230,10 @@ impl Tx for Connection {
         Ok(()) // There is one writer.
     }
 
-    fn next_entry(&self) -> Result<i64> {
-        let next = "SELECT coalesce(max(entry), 0) + 1 AS n FROM entries";
-        first(self, next, &[], |row| row.integer("n"))?.ok_or_else(unreadable)
+    fn next_entries(&self, many: usize) -> Result<Vec<i64>> {
+        let next = "SELECT nextval('entry_numbers') AS n";
+        let next = first(self, next, &[], |row| row.integer("n"))?.ok_or_else(unreadable)?;
+        Ok((next..).take(many).collect())
     }
 
     fn entries_up_to(&self, _: i64) -> Result<()> {
@@ -223,8 +241,18 @@ impl Tx for Connection {
     }
 }
 
+/// What SQLite has no word for: it locks no rows, for there is one writer, and counts entries by the last one.
+fn in_words_of_sqlite(statement: &str) -> Cow<'_, str> {
+    let statement = statement.trim_end_matches(" FOR UPDATE");
+    if !statement.contains("val('entry_numbers')") {
+        return Cow::Borrowed(statement);
+    }
+    let next = "(SELECT coalesce(max(entry), 0) + 1 FROM entries)";
+    Cow::Owned(statement.replace("nextval('entry_numbers')", next).replace("currval('entry_numbers')", next))
+}
+
 fn prepare<'c>(connection: &'c Connection, statement: &str, values: &[Value<'_>]) -> Result<CachedStatement<'c>> {
-    let mut prepared = connection.prepare_cached(statement).map_err(|e| failed(&e))?;
+    let mut prepared = connection.prepare_cached(&in_words_of_sqlite(statement)).map_err(|e| failed(&e))?;
     for (value, index) in values.iter().zip(1..) {
         // SQLite takes `$1` for a name and numbers names as they occur.
         debug_assert_eq!(prepared.parameter_name(index), Some(format!("${index}").as_str()), "{statement}");

@@ -154,6 +154,12 @@ pub(super) async fn the_ledger_only_grows_and_takes_no_entry_that_does_not_balan
          INSERT INTO entries (entry, kind, at) VALUES (99, 'deposit', 0); COMMIT;",
     );
     assert!(unbalanced.expect_err("it does not balance").contains("sums to zero"));
+    let of_nobody = books.beside(
+        "BEGIN; INSERT INTO postings (entry, book, account, currency, minor)
+           SELECT 99, 'funds', parameters, 'EUR', 5 FROM orders UNION ALL SELECT 99, 'deposits', parameters, 'EUR', -5 FROM orders;
+         INSERT INTO entries (entry, kind, at) VALUES (99, 'deposit', 0); COMMIT;",
+    );
+    assert!(of_nobody.expect_err("no account has that id").to_lowercase().contains("foreign key"));
     books.audit().await;
 }
 

@@ -23,14 +23,16 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 /// How long a connection may take to come about.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
 /// What bounds a statement, a wait for a lock, and a transaction whose server instance stands still. Every statement finds its rows by
-/// a key, so that one plan is as good as another: it is made once. Nothing is written outside of a transaction that says at its
+/// a key, so that one plan is as good as another: it is made once, also for tables that are small yet. Nothing is written outside of a transaction that says at its
 /// beginning that it writes: where that beginning fails, what follows it in one message does too.
-const SESSION: [(&str, &str); 5] = [
+const SESSION: [(&str, &str); 7] = [
     ("statement_timeout", "60s"),
     ("lock_timeout", "20s"),
     ("idle_in_transaction_session_timeout", "60s"),
     ("plan_cache_mode", "force_generic_plan"),
     ("default_transaction_read_only", "on"),
+    ("enable_seqscan", "off"),
+    ("jit", "off"),
 ];
 /// A commit that is answered is on the disk, whatever the server's default is.
 const DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
@@ -74,7 +76,7 @@ impl Server {
         let (client, connection) = connected
             .map_err(|e| Refusal::new(Code::DatabaseUnavailable, format!("the database server cannot be reached: {}", Told(&e))))?;
         let driver = tokio::spawn(async move { drop(connection.await) }); // How it ends shows in what is asked of it.
-        let link = Link { client, driver, prepared: HashMap::new() };
+        let link = Link { client, driver, prepared: Default::default() };
         link.client.batch_execute(DURABLE).await.map_err(|e| failed(&Told(&e)))?;
         Ok(link)
     }
@@ -97,24 +99,20 @@ impl std::fmt::Display for Told<'_> {
 pub(super) struct Link {
     client: Client,
     driver: JoinHandle<()>,
-    prepared: HashMap<&'static str, Statement>,
+    /// Of one row of values each, and of many.
+    prepared: [HashMap<&'static str, Statement>; 2],
 }
 
 /// A statement with its values, ready to be sent.
 pub(super) struct Part {
-    statement: Statement,
-    values: Vec<Bound>,
+    pub(super) statement: Statement,
+    pub(super) values: Vec<Bound>,
 }
 
 impl Part {
     /// The bytes of its values.
     pub(super) fn bytes(&self) -> usize {
-        let size = |value: &Bound| match value {
-            Bound::Integer(_) => size_of::<i64>(),
-            Bound::Text(text) => text.as_ref().map_or(0, String::len),
-            Bound::Blob(bytes) => bytes.as_ref().map_or(0, Vec::len),
-        };
-        self.values.iter().map(size).sum()
+        self.values.iter().map(Bound::bytes).sum()
     }
 }
 
@@ -141,17 +139,21 @@ impl Link {
         let _ = self.driver.await; // It was aborted.
     }
 
-    /// A statement with these values, if it was prepared before.
-    pub(super) fn known(&self, statement: &str, values: &[Value<'_>]) -> Option<Part> {
-        Some(Part { statement: self.prepared.get(statement)?.clone(), values: values.iter().map(Bound::from).collect() })
+    /// The statement for such values, if it was prepared before.
+    pub(super) fn known(&self, statement: &str, values: &[Bound]) -> Option<Statement> {
+        self.prepared[usize::from(is_of_many(values))].get(statement).cloned()
     }
 
-    /// Prepares a statement that is seen for the first time.
-    pub(super) async fn prepare(&mut self, statement: &'static str, values: &[Value<'_>]) -> std::result::Result<Part, Error> {
-        let kinds: Vec<_> = values.iter().map(kind).collect();
-        let prepared = self.client.prepare_typed(statement, &kinds).await?;
-        self.prepared.insert(statement, prepared.clone());
-        Ok(Part { statement: prepared, values: values.iter().map(Bound::from).collect() })
+    /// Prepares a statement that is seen for the first time with such values.
+    pub(super) async fn prepare(&mut self, statement: &'static str, values: &[Bound]) -> std::result::Result<Statement, Error> {
+        let kinds: Vec<_> = values.iter().map(Bound::kind).collect();
+        let many = is_of_many(values);
+        let prepared = match many && !statement.starts_with("SELECT") {
+            true => self.client.prepare_typed(&of_many(statement, kinds.len()), &kinds).await?,
+            false => self.client.prepare_typed(statement, &kinds).await?,
+        };
+        self.prepared[usize::from(many)].insert(statement, prepared.clone());
+        Ok(prepared)
     }
 
     /// Sends all parts in one message, and waits for all answers; that of the last. The first that fails counts, with its place: those
@@ -192,28 +194,86 @@ impl Link {
     }
 }
 
-/// A value of our own, so that it can wait.
+/// A value of our own, so that it can wait; or a column of them, one for each row.
 #[derive(Debug)]
-enum Bound {
+pub(super) enum Bound {
     Integer(Option<i64>),
     Text(Option<String>),
     Blob(Option<Vec<u8>>),
+    Integers(Vec<Option<i64>>),
+    Texts(Vec<Option<String>>),
+    Blobs(Vec<Option<Vec<u8>>>),
 }
 
-fn kind(value: &Value<'_>) -> Type {
-    match value {
-        Value::Integer(_) => Type::INT8,
-        Value::Text(_) => Type::TEXT,
-        Value::Blob(_) => Type::BYTEA,
+/// One row of values.
+pub(super) fn bound(values: &[Value<'_>]) -> Vec<Bound> {
+    let one = |value: &Value<'_>| match value {
+        Value::Integer(number) => Bound::Integer(*number),
+        Value::Text(text) => Bound::Text(text.map(str::to_owned)),
+        Value::Blob(bytes) => Bound::Blob(bytes.map(<[u8]>::to_vec)),
+    };
+    values.iter().map(one).collect()
+}
+
+/// Rows of values of the same kinds, column by column.
+pub(super) fn columns(rows: &[Vec<Value<'_>>]) -> Vec<Bound> {
+    let column = |at: usize| {
+        let mut column = match rows[0][at] {
+            Value::Integer(_) => Bound::Integers(Vec::with_capacity(rows.len())),
+            Value::Text(_) => Bound::Texts(Vec::with_capacity(rows.len())),
+            Value::Blob(_) => Bound::Blobs(Vec::with_capacity(rows.len())),
+        };
+        for row in rows {
+            match (&mut column, &row[at]) {
+                (Bound::Integers(numbers), Value::Integer(number)) => numbers.push(*number),
+                (Bound::Texts(texts), Value::Text(text)) => texts.push(text.map(str::to_owned)),
+                (Bound::Blobs(blobs), Value::Blob(bytes)) => blobs.push(bytes.map(<[u8]>::to_vec)),
+                _ => unreachable!("rows of one statement have the same kinds"),
+            }
+        }
+        column
+    };
+    (0..rows.first().map_or(0, Vec::len)).map(column).collect()
+}
+
+fn is_of_many(values: &[Bound]) -> bool {
+    matches!(values.first(), Some(Bound::Integers(_) | Bound::Texts(_) | Bound::Blobs(_)))
+}
+
+/// A statement for one row of `parameters` values as one for any number of rows, whose values come column by column.
+fn of_many(statement: &str, parameters: usize) -> String {
+    let list = |mark: &str| (1..=parameters).map(|n| format!("{mark}{n}")).collect::<Vec<_>>().join(", ");
+    let from = format!(" FROM unnest({}) AS row_of ({})", list("$"), list("v"));
+    let mut each = statement.to_owned();
+    for n in (1..=parameters).rev() {
+        each = each.replace(&format!("${n}"), &format!("row_of.v{n}"));
+    }
+    match each.split_once(" VALUES (") {
+        Some((into, row)) => format!("{into} SELECT {}{from}", row.trim_end_matches(')')),
+        None => each.replacen(" WHERE ", &format!("{from} WHERE "), 1),
     }
 }
 
-impl From<&Value<'_>> for Bound {
-    fn from(value: &Value<'_>) -> Self {
-        match value {
-            Value::Integer(number) => Self::Integer(*number),
-            Value::Text(text) => Self::Text(text.map(str::to_owned)),
-            Value::Blob(bytes) => Self::Blob(bytes.map(<[u8]>::to_vec)),
+impl Bound {
+    fn kind(&self) -> Type {
+        match self {
+            Self::Integer(_) => Type::INT8,
+            Self::Text(_) => Type::TEXT,
+            Self::Blob(_) => Type::BYTEA,
+            Self::Integers(_) => Type::INT8_ARRAY,
+            Self::Texts(_) => Type::TEXT_ARRAY,
+            Self::Blobs(_) => Type::BYTEA_ARRAY,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Integer(_) => size_of::<i64>(),
+            Self::Text(text) => text.as_ref().map_or(0, String::len),
+            Self::Blob(bytes) => bytes.as_ref().map_or(0, Vec::len),
+            Self::Integers(numbers) => size_of_val(numbers.as_slice()),
+            Self::Texts(texts) => texts.iter().flatten().map(String::len).sum(),
+            Self::Blobs(blobs) => blobs.iter().flatten().map(Vec::len).sum(),
         }
     }
 }
@@ -224,11 +284,14 @@ impl ToSql for Bound {
             Self::Integer(number) => number.to_sql(kind, out),
             Self::Text(text) => text.to_sql(kind, out),
             Self::Blob(bytes) => bytes.to_sql(kind, out),
+            Self::Integers(numbers) => numbers.to_sql(kind, out),
+            Self::Texts(texts) => texts.to_sql(kind, out),
+            Self::Blobs(blobs) => blobs.to_sql(kind, out),
         }
     }
 
     fn accepts(kind: &Type) -> bool {
-        matches!(*kind, Type::INT8 | Type::TEXT | Type::BYTEA)
+        matches!(*kind, Type::INT8 | Type::TEXT | Type::BYTEA | Type::INT8_ARRAY | Type::TEXT_ARRAY | Type::BYTEA_ARRAY)
     }
 
     to_sql_checked!();
