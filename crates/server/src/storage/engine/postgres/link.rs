@@ -321,3 +321,37 @@ impl Row for tokio_postgres::Row {
         self.try_get(column).map_err(|_| unreadable())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_postgres::config::Host;
+
+    #[test]
+    fn everything_that_a_url_says_reaches_the_connection() {
+        let options: PgConnectOptions =
+            "postgres://ann@db.example:5433/books?sslmode=verify-full&options=-c%20geqo%3Doff".parse().expect("a URL");
+        let server = Server::new(&options.password("p%40 +&=ü/")).expect("a server");
+        let config = &server.config;
+        assert_eq!(config.get_password(), Some("p%40 +&=ü/".as_bytes()));
+        assert_eq!((config.get_hosts(), config.get_ports()), (&[Host::Tcp("db.example".to_owned())][..], &[5433][..]));
+        assert_eq!((config.get_user(), config.get_dbname()), (Some("ann"), Some("books")));
+        assert_eq!(config.get_ssl_mode(), SslMode::Require);
+        let options = config.get_options().expect("options");
+        assert!(options.contains("geqo=off") && options.contains("default_transaction_read_only=on"), "{options}");
+        let plain: PgConnectOptions = "postgres://ann@h/books?sslmode=disable".parse().expect("a URL");
+        assert_eq!(Server::new(&plain).expect("a server").config.get_ssl_mode(), SslMode::Disable);
+        let unreadable: PgConnectOptions = "postgres://ann@h/books?sslrootcert=/nowhere/at-all.pem".parse().expect("a URL");
+        assert_eq!(Server::new(&unreadable).err().map(|refusal| refusal.code), Some(Code::ConfigInvalid));
+    }
+
+    #[test]
+    fn a_statement_for_one_row_becomes_one_for_many() {
+        let insert = of_many("INSERT INTO t (a, b) VALUES ($1, $2)", 2);
+        assert_eq!(insert, "INSERT INTO t (a, b) SELECT row_of.v1, row_of.v2 FROM unnest($1, $2) AS row_of (v1, v2)");
+        let update = of_many("UPDATE t SET a = $1, b = coalesce(b, $2) WHERE c = $3", 3);
+        let expected =
+            "UPDATE t SET a = row_of.v1, b = coalesce(b, row_of.v2) FROM unnest($1, $2, $3) AS row_of (v1, v2, v3) WHERE c = row_of.v3";
+        assert_eq!(update, expected);
+    }
+}

@@ -104,3 +104,90 @@ impl ServerCertVerifier for Verifier {
         self.inner.supported_verify_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::{ClientConnection, ServerConfig, ServerConnection};
+    use std::io::{Read, Write};
+    use std::path::Path;
+
+    /// A database server's certificate for `db.example`, which is its own root, in a file; and its side of a handshake.
+    fn server(folder: &Path) -> (String, Arc<ServerConfig>) {
+        let made = rcgen::generate_simple_self_signed(["db.example".to_owned()]).expect("a certificate");
+        let file = folder.join("root.pem");
+        std::fs::write(&file, made.cert.pem()).expect("written");
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .expect("its certificate");
+        (file.display().to_string(), Arc::new(config))
+    }
+
+    /// Whether a client of that mode takes the server, as the host of that name.
+    fn takes(mode: PgSslMode, roots: Option<&str>, name: &'static str, server: &Arc<ServerConfig>) -> bool {
+        let config = config(mode, &Files { roots: roots.map(str::to_owned), ..Files::default() }).expect("a configuration");
+        let name = ServerName::try_from(name).expect("a name");
+        let mut client = ClientConnection::new(Arc::new(config), name).expect("a client");
+        let mut server = ServerConnection::new(server.clone()).expect("a server");
+        fn pass(from: &mut impl FnMut(&mut dyn Write), to: &mut impl FnMut(&mut dyn Read) -> std::result::Result<(), Error>) -> bool {
+            let mut sent = Vec::new();
+            from(&mut sent);
+            let mut rest = sent.as_slice();
+            while !rest.is_empty() {
+                if to(&mut rest).is_err() {
+                    return false;
+                }
+            }
+            true
+        }
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut to_server = |out: &mut dyn Write| while client.wants_write() && client.write_tls(out).is_ok() {};
+            let taken = pass(&mut to_server, &mut |bytes: &mut dyn Read| {
+                server.read_tls(&mut &mut *bytes).expect("from memory");
+                server.process_new_packets().map(drop)
+            });
+            let mut to_client = |out: &mut dyn Write| while server.wants_write() && server.write_tls(out).is_ok() {};
+            let answered = pass(&mut to_client, &mut |bytes: &mut dyn Read| {
+                client.read_tls(&mut &mut *bytes).expect("from memory");
+                client.process_new_packets().map(drop)
+            });
+            if !(taken && answered) {
+                return false;
+            }
+        }
+        true
+    }
+
+    #[test]
+    fn each_mode_verifies_what_it_says() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (root, server) = server(folder.path());
+        let root = Some(root.as_str());
+        for (mode, roots, name, taken) in [
+            (PgSslMode::VerifyFull, root, "db.example", true),
+            (PgSslMode::VerifyFull, root, "other.example", false),
+            (PgSslMode::VerifyFull, None, "db.example", false),
+            (PgSslMode::VerifyCa, root, "other.example", true),
+            (PgSslMode::VerifyCa, None, "db.example", false),
+            (PgSslMode::Require, None, "other.example", true),
+        ] {
+            assert_eq!(takes(mode, roots, name, &server), taken, "{mode:?} {name}, the root is known: {}", roots.is_some());
+        }
+    }
+
+    #[test]
+    fn files_that_do_not_serve_are_refused() {
+        let missing = || Some("/nowhere/at-all.pem".to_owned());
+        for files in [
+            Files { roots: missing(), ..Files::default() },
+            Files { certificate: missing(), ..Files::default() },
+            Files { certificate: missing(), key: missing(), ..Files::default() },
+        ] {
+            assert_eq!(config(PgSslMode::VerifyFull, &files).expect_err("refused").code, Code::ConfigInvalid);
+        }
+    }
+}
