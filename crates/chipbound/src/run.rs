@@ -156,12 +156,12 @@ fn attach(socket: &Path, wishes: &Wishes, name: &OsStr, taken: &Taken) -> Result
     }
 }
 
-/// What the processor answered when the front of this command asked the same, if it refused.
+/// What the processor answered when the front of this command asked the same, if it refused for a reason that stays: this command can
+/// execute a memory file where the front cannot.
 fn refused_before() -> Option<Refusal> {
-    match decode(chipbound_interpreter::refused()?) {
-        Ok(Response::Refused { abort }) => Some(abort.into_refusal()),
-        _ => None,
-    }
+    let Ok(Response::Refused { abort }) = decode(chipbound_interpreter::refused()?) else { return None };
+    let refusal = abort.into_refusal();
+    (!matches!(refusal.code, Code::TraceRefused | Code::StartFailed)).then_some(refusal)
 }
 
 /// The file that a name means: as it stands if there is one, else, for a name without a slash, the first in `PATH`.

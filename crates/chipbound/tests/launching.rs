@@ -213,3 +213,15 @@ fn a_refused_start_asks_once_and_says_what_was_answered() {
     let said = run(&[]);
     assert!(said.contains(&"long ".repeat(150)), "{said}");
 }
+
+#[test]
+fn a_start_that_the_front_has_no_way_for_is_asked_for_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |code: &str, detail: &str| Response::Refused { abort: Abort { code: Text::cut(code), detail: Text::cut(detail) } };
+    let socket = answering(folder.path(), move |before| match before {
+        0 => refused("trace_refused", "the client cannot execute a memory file"),
+        _ => refused("busy", "to the ordinary command"),
+    });
+    let output = Command::new(CHIPBOUND).args(["run", "--processor"]).arg(&socket).arg("/bin/true").output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("error[busy]: to the ordinary command"), "{output:?}");
+}
