@@ -151,7 +151,10 @@ fn trace(
     tracing::info!(program = %program.program, pid = started.pid.as_raw_nonzero(), %mapping, stopped_microseconds = stopped, "started");
     if program.locked.get().is_none() {
         std::thread::sleep(A_WHILE);
-        program.lock();
+        // What the cache has no room for, or let go of meanwhile, would be locked for no time at all.
+        if Arc::strong_count(program) > 1 {
+            program.lock();
+        }
         us.workshop.restock();
     }
     Ok(())
