@@ -9,7 +9,7 @@
 mod link;
 mod tls;
 
-use self::link::{Answer, Bound, Link, Part, Server, Told, bound, columns};
+use self::link::{Answer, Bound, Failure, Link, Part, Server, bound, broke, columns};
 use super::{Transaction, failed, lost, not_migrated};
 use crate::storage::sql::{Lock, Row, Tx, Value, all, unreadable};
 use chipbound_wire::{Code, Refusal, Result};
@@ -22,7 +22,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Error;
-use tokio_postgres::error::SqlState;
 
 /// The same forms under the same numbers as those of SQLite.
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/postgres");
@@ -51,17 +50,6 @@ struct Worker {
     runtime: Runtime,
     server: Arc<Server>,
     link: Option<Link>,
-}
-
-/// What became of a statement that failed, besides being refused.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Failure {
-    /// PostgreSQL gave the transaction up in favour of another one.
-    GivenUp,
-    /// The connection is gone, and the transaction with it.
-    Disconnected,
-    /// It is wrong, and would be again.
-    Wrong,
 }
 
 impl Postgres {
@@ -174,7 +162,9 @@ impl Worker {
         let outcome = session.put(begin, &[]).and_then(|()| transaction(&session));
         let outcome = match (outcome, session.failure.get()) {
             (Ok(done), None) => session.commit().map(|()| done),
-            (Ok(_), Some(_)) => Err(lost()), // A failed statement ends its transaction, whoever looked away.
+            // A failed statement ends its transaction, whoever looked away.
+            (Ok(_), Some(Failure::Disconnected)) => Err(broke(&"in the middle of a transaction")),
+            (Ok(_), Some(_)) => Err(lost()),
             (Err(refusal), _) => Err(refusal),
         };
         if outcome.is_err() {
@@ -229,21 +219,10 @@ struct Kept {
 impl Session<'_> {
     /// Refuses for a failed statement, and remembers what became of the transaction.
     fn refuse(&self, error: &Error) -> Refusal {
-        let failure = match error.code() {
-            Some(code) if *code == SqlState::T_R_SERIALIZATION_FAILURE || *code == SqlState::T_R_DEADLOCK_DETECTED => Failure::GivenUp,
-            // Ended by an operator, with its server, or for having stood still.
-            Some(code) if matches!(code.code(), "57P01" | "57P02" | "57P03" | "25P03") => Failure::Disconnected,
-            Some(_) => Failure::Wrong,
-            None => Failure::Disconnected,
-        };
+        let failure = Failure::of(error);
         self.broken.set(self.broken.get() || failure == Failure::Disconnected);
         self.failure.set(self.failure.get().or(Some(failure)));
-        match failure {
-            Failure::Disconnected => {
-                Refusal::new(Code::DatabaseUnavailable, format!("the connection to the database broke: {}", Told(error)))
-            }
-            Failure::GivenUp | Failure::Wrong => failed(&Told(error)),
-        }
+        failure.refuse(error)
     }
 
     fn part(&self, statement: &'static str, values: Vec<Bound>) -> Result<Part> {
@@ -289,7 +268,7 @@ impl Session<'_> {
         if self.runtime.block_on(link.is_closed()) {
             self.broken.set(true);
             self.failure.set(Some(Failure::Disconnected));
-            return Err(lost());
+            return Err(broke(&"it was closed before the commit"));
         }
         let commit = parts.len();
         parts.push(part);

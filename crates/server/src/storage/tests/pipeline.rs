@@ -110,3 +110,32 @@ async fn a_transaction_of_one_message_is_not_lost_on_connections_that_ended_whil
     }
     assert_eq!(books.scalar("SELECT count(*) FROM sessions"), 8);
 }
+
+#[tokio::test]
+async fn a_transaction_whose_connection_is_cut_again_and_again_is_refused_as_a_database_that_is_away_and_changed_nothing() {
+    let books = Fixture::on_postgres().await;
+    let Place::Database(database) = &books.place else { panic!("it is on PostgreSQL") };
+    books.place(1, "key", b"p").await.expect("an order");
+    // Before its only message, and after a first one; by something that looks at its failures, or away.
+    for (asks, looks) in [(false, true), (true, true), (true, false)] {
+        let (database, attempts) = (database.clone(), Arc::new(AtomicU32::new(0)));
+        let counted = attempts.clone();
+        let refusal = books.repository.write(move |tx: &dyn Tx| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            tx.put("UPDATE orders SET holds = holds + 1", &[])?;
+            if asks {
+                number(tx, "SELECT holds AS n FROM orders", &[])?;
+            }
+            cut(&database);
+            match (asks, looks) {
+                (true, true) => drop(number(tx, "SELECT holds AS n FROM orders", &[])?),
+                (true, false) => drop(number(tx, "SELECT holds AS n FROM orders", &[])),
+                _ => {}
+            }
+            Ok(())
+        });
+        assert_eq!(refusal.await.expect_err("cut each time").code, Code::DatabaseUnavailable);
+        assert_eq!(attempts.load(Ordering::Relaxed), 2, "once more on a new connection");
+    }
+    assert_eq!(books.scalar("SELECT holds FROM orders"), 0);
+}

@@ -16,6 +16,7 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Client, Config, Error, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -77,13 +78,48 @@ impl Server {
             .map_err(|e| Refusal::new(Code::DatabaseUnavailable, format!("the database server cannot be reached: {}", Told(&e))))?;
         let driver = tokio::spawn(async move { drop(connection.await) }); // How it ends shows in what is asked of it.
         let link = Link { client, driver, prepared: Default::default() };
-        link.client.batch_execute(DURABLE).await.map_err(|e| failed(&Told(&e)))?;
+        link.client.batch_execute(DURABLE).await.map_err(|e| Failure::of(&e).refuse(&e))?;
         Ok(link)
     }
 }
 
+/// What became of a statement that failed, besides being refused.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// PostgreSQL gave the transaction up in favour of another one.
+    GivenUp,
+    /// The connection is gone, and the transaction with it.
+    Disconnected,
+    /// It is wrong, and would be again.
+    Wrong,
+}
+
+impl Failure {
+    pub(super) fn of(error: &Error) -> Self {
+        match error.code() {
+            Some(code) if *code == SqlState::T_R_SERIALIZATION_FAILURE || *code == SqlState::T_R_DEADLOCK_DETECTED => Self::GivenUp,
+            // Ended by an operator, with its server, or for having stood still.
+            Some(code) if matches!(code.code(), "57P01" | "57P02" | "57P03" | "25P03") => Self::Disconnected,
+            Some(_) => Self::Wrong,
+            None => Self::Disconnected,
+        }
+    }
+
+    pub(super) fn refuse(self, error: &Error) -> Refusal {
+        match self {
+            Self::Disconnected => broke(&Told(error)),
+            Self::GivenUp | Self::Wrong => failed(&Told(error)),
+        }
+    }
+}
+
+/// The connection is gone.
+pub(super) fn broke(how: &dyn std::fmt::Display) -> Refusal {
+    Refusal::new(Code::DatabaseUnavailable, format!("the connection to the database broke: {how}"))
+}
+
 /// An error with what it was made of: alone it only says where it happened.
-pub(super) struct Told<'e>(pub(super) &'e Error);
+struct Told<'e>(&'e Error);
 
 impl std::fmt::Display for Told<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
