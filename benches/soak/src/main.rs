@@ -103,7 +103,7 @@ impl Options {
 enum What {
     /// Real programs of many kinds, plain and protected: what they say, leave and end with is the same
     Corpus,
-    /// Server, client, processor and database killed at every step of purchases, releases, transfers and refunds: nobody pays twice or for nothing
+    /// Server, client, processor and database killed at every step of purchases, releases, transfers, refunds, deposits and payouts: nobody pays twice or for nothing
     Crash,
     /// One shop in simulated time on a simulated network, event after event: what must hold is checked after each
     Simulation,

@@ -1,5 +1,5 @@
-//! Whoever is killed in the middle of a purchase, a release, a transfer or a refund, nobody pays twice or for nothing, what is given back
-//! is given back once, and whoever goes on gets the program. `./soak crash` is the same at length.
+//! Whoever is killed in the middle of a purchase, a release, a transfer, a refund, a deposit or a payout, nobody pays twice or for nothing,
+//! what is given back, added or paid out is so once, and whoever goes on gets the program. `./soak crash` is the same at length.
 
 use chipbound_soak::crash::{Errand, Size, Victim, run};
 use std::path::Path;
@@ -15,7 +15,7 @@ fn purchases_that_are_killed_at_every_step_on_both_databases_leave_books_without
     for victim in [Victim::Server, Victim::Client, Victim::Processor] {
         assert!(tally.killed(victim) > 0, "{victim:?} was never killed");
     }
-    for errand in [Errand::Publish, Errand::Transfer, Errand::Refund] {
+    for errand in [Errand::Publish, Errand::Transfer, Errand::Refund, Errand::Deposit, Errand::Payout] {
         assert!(tally.errands.contains_key(&errand), "no {errand:?}");
     }
     assert_eq!(tally.charges, tally.receipts);

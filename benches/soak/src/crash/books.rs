@@ -1,7 +1,7 @@
 //! After everything: what customers have, what they paid, and what the card provider took.
 
 use super::lane::Bought;
-use super::shop::{Account, DEPOSIT, PRICE, Shop};
+use super::shop::{ADDED, Account, DEPOSIT, PAID_OUT, PRICE, Shop};
 use super::tally::Tally;
 use crate::Outcome;
 use chipbound_testkit::cards::{Payment, Status};
@@ -50,6 +50,7 @@ pub(crate) fn check(shop: &Shop, bought: &[Bought]) -> Outcome<Tally> {
     check_numbers(&accounts, &mut tally);
     let refunded: Vec<_> = bought.iter().filter_map(|one| one.refunded.as_ref()).collect();
     check_cards(shop, &accounts, &refunded, &mut tally)?;
+    check_earned(shop, bought, &accounts, &mut tally)?;
     let (audited, said) = shop.operator("audit")?;
     if !audited {
         tally.violations.push(format!("the audit found something: {said}"));
@@ -82,14 +83,30 @@ fn check_account(one: &Bought, account: &Account, tally: &mut Tally) {
     if account.held > 0 {
         bad(format!("{} are held after the term", account.held));
     }
-    if !one.wish.card {
-        let given_back = if one.refunded.is_some() { PRICE } else { 0 };
-        let taken = (DEPOSIT + given_back).saturating_sub(account.available + account.held);
-        if taken != PRICE * receipts {
-            bad(format!("{taken} were taken for {receipts} receipts, {given_back} of it to be given back"));
-        }
-        tally.charges += (taken / PRICE) as u32;
+    let (prepaid, deposited) = (!one.wish.card, if one.deposited { ADDED } else { 0 });
+    let given_back = if prepaid && one.refunded.is_some() { PRICE } else { 0 };
+    let paid_in = if prepaid { DEPOSIT } else { 0 } + deposited + given_back;
+    let (left, prices) = (account.available + account.held, if prepaid { PRICE * receipts } else { 0 });
+    if paid_in != left + prices {
+        bad(format!(
+            "{paid_in} came in ({deposited} by a later deposit, {given_back} given back), {prices} for receipts, and {left} is there"
+        ));
     }
+    if prepaid {
+        tally.charges += (paid_in.saturating_sub(left) / PRICE) as u32;
+    }
+}
+
+/// The vendor has earned every price that was not given back, and was paid out once what was paid out.
+fn check_earned(shop: &Shop, bought: &[Bought], accounts: &[Account], tally: &mut Tally) -> Outcome<()> {
+    let count = |of: fn(&Bought) -> bool| bought.iter().filter(|one| of(one)).count() as u64;
+    let receipts = accounts.iter().map(|a| a.receipts.len() as u64).sum::<u64>();
+    let (refunded, paid_out) = (count(|one| one.refunded.is_some()), count(|one| one.paid_out));
+    let (earned, sales) = (shop.earned()?, format!("{receipts} receipts, {refunded} refunds, {paid_out} payouts"));
+    if u64::try_from(earned).ok().map(|earned| earned + PRICE * refunded + PAID_OUT * paid_out) != Some(PRICE * receipts) {
+        tally.violations.push(format!("the vendor has {earned} left to be paid out after {sales}"));
+    }
+    Ok(())
 }
 
 /// One seller's receipts are numbered from 1 without a gap, and no number comes twice.

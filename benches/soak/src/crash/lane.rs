@@ -34,6 +34,10 @@ pub(crate) struct Bought {
     pub(crate) left: bool,
     /// The order, where its price was given back.
     pub(crate) refunded: Option<String>,
+    /// Whether the operator added money to her account.
+    pub(crate) deposited: bool,
+    /// Whether the vendor was paid out a part of the price.
+    pub(crate) paid_out: bool,
 }
 
 /// Whoever buys on one processor.
@@ -82,6 +86,11 @@ impl<'a> Lane<'a> {
             Some((Errand::Publish, blows)) => self.publish(&wish, blows, ends)?,
             _ => wish.program.name.to_owned(),
         };
+        let deposit = wish.errand.as_ref().filter(|(errand, _)| *errand == Errand::Deposit);
+        if let Some((_, blows)) = deposit {
+            self.deposit(&user, blows, ends)?;
+        }
+        let deposited = deposit.is_some();
         let client = Client { home: self.shop.home(&user), package: work.join("package-0"), well: false, paid: None };
         let mut customer = Customer { user, program, clients: vec![client] };
         let (hits, raced) = self.disturb(&wish, &mut customer, &work, ends)?;
@@ -94,7 +103,7 @@ impl<'a> Lane<'a> {
             std::fs::copy(&customer.clients[0].package, &old)?;
         }
         let obtained = self.holds(&wish, &customer)?;
-        let refunded = self.afterwards(&wish, &customer, &old, ends)?;
+        let (refunded, paid_out) = self.afterwards(&wish, &customer, &old, ends)?;
         let _ = std::fs::remove_file(old); // Where there is one.
         let mut tally = locked(self.tally);
         tally.purchases += 1;
@@ -102,7 +111,7 @@ impl<'a> Lane<'a> {
         tally.raced += u32::from(raced);
         tally.left += u32::from(left);
         tally.recovered += u32::from(hits > 0 && customer.has_all());
-        self.bought.push(Bought { customer, wish, obtained, left, refunded });
+        self.bought.push(Bought { customer, wish, obtained, left, refunded, deposited, paid_out });
         Ok(())
     }
 
@@ -128,14 +137,16 @@ impl<'a> Lane<'a> {
         Ok((hits, raced))
     }
 
-    /// What becomes of a purchase that was made; the order, where its price was given back. `old` is a copy of its package.
-    fn afterwards(&mut self, wish: &Wish, customer: &Customer, old: &Path, ends: &Ends<'_>) -> Outcome<Option<String>> {
-        let Some((errand, blows)) = wish.errand.as_ref().filter(|_| customer.has_all()) else { return Ok(None) };
+    /// What becomes of a purchase that was made: the order, where its price was given back, and whether the vendor was paid out. `old` is
+    /// a copy of its package.
+    fn afterwards(&mut self, wish: &Wish, customer: &Customer, old: &Path, ends: &Ends<'_>) -> Outcome<(Option<String>, bool)> {
+        let Some((errand, blows)) = wish.errand.as_ref().filter(|_| customer.has_all()) else { return Ok((None, false)) };
         let order = errand::order_in(&customer.clients[0].home)?;
         match errand {
-            Errand::Publish => Ok(None),
-            Errand::Transfer => self.transfer(wish, customer, &order, old, blows, ends).map(|()| None),
-            Errand::Refund => self.refund(&order, blows, ends).map(|()| Some(order)),
+            Errand::Publish | Errand::Deposit => Ok((None, false)),
+            Errand::Transfer => self.transfer(wish, customer, &order, old, blows, ends).map(|()| (None, false)),
+            Errand::Refund => self.refund(&order, blows, ends).map(|()| (Some(order), false)),
+            Errand::Payout => self.pay_out(&customer.user, blows, ends).map(|()| (None, true)),
         }
     }
 
@@ -222,8 +233,10 @@ impl<'a> Lane<'a> {
         match ended {
             Ended::Well | Ended::Killed => {}
             Ended::Refused { code, detail } => {
-                if code == "internal" {
-                    tally.violations.push(format!("{who}: a client says that something of ours is broken: {detail}"));
+                match code.as_str() {
+                    "internal" => tally.violations.push(format!("{who}: a client says that something of ours is broken: {detail}")),
+                    "unknown_program" => tally.violations.push(format!("{who}: what was published is not there: {detail}")),
+                    _ => {}
                 }
                 *tally.refused.entry(code.clone()).or_default() += 1;
             }

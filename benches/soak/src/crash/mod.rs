@@ -3,8 +3,8 @@
 //!
 //! Several installations run at once, each with authority, server, processors and a card provider of its own, half of them on SQLite
 //! and half on PostgreSQL. In each, some lanes buy one program after another, every time for a new customer; some programs are published
-//! for it, some purchases are transferred to another processor or refunded afterwards, and are disturbed in that too. What is bought how,
-//! who is killed and when is drawn from the seed; where exactly a kill hits depends on the machine's clock, so that a run of the same
+//! for it, some customers get money, some purchases are transferred to another processor or refunded afterwards, or their vendor is paid
+//! out, and that is disturbed too. What is bought how, who is killed and when is drawn from the seed; where exactly a kill hits depends on the machine's clock, so that a run of the same
 //! seed makes the same purchases and aims at the same moments, but is not the same run to the microsecond.
 
 mod books;

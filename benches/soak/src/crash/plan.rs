@@ -44,7 +44,7 @@ pub(crate) struct Stroke {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Blow {
     pub(crate) victim: Victim,
-    /// So many thousandths of the time that it usually takes after its beginning.
+    /// So many thousandths of the time that it usually takes after its beginning; a daemon is also hit right after it ended.
     pub(crate) after: u64,
     /// How long a daemon stays away.
     pub(crate) away: Duration,
@@ -97,6 +97,8 @@ fn draw_errand(dice: &mut Dice, databases: bool) -> Option<(Errand, Vec<Blow>)> 
         0..12 => Errand::Publish,
         12..24 => Errand::Transfer,
         24..36 => Errand::Refund,
+        36..48 => Errand::Deposit,
+        48..60 => Errand::Payout,
         _ => return None,
     };
     let blow = |dice: &mut Dice| {

@@ -7,14 +7,14 @@ use crate::{Outcome, failed};
 use chipbound::demo::world::{Daemon, World};
 use chipbound::home::Home;
 use chipbound_server::config::Config;
-use chipbound_server::storage::{Books, PaymentState, Payments};
+use chipbound_server::storage::{Accounts, Books, PaymentState, Payments};
 use chipbound_testkit::CardSimulator;
 use chipbound_testkit::cards::{API_KEY, Fault, Operation};
 use chipbound_testkit::postgres::Cluster;
-use chipbound_wire::OrderId;
 use chipbound_wire::api::Balance;
 use chipbound_wire::documents::Receipt;
 use chipbound_wire::signed::read_claims;
+use chipbound_wire::{Code, OrderId, Refusal};
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,11 @@ const PASSWORD: &str = "correct horse battery staple";
 /// What every program costs, in minor units, and what a customer has who does not pay by card.
 pub(crate) const PRICE: u64 = 100;
 pub(crate) const DEPOSIT: u64 = 250;
+/// What a later deposit adds, and what is paid out to the vendor of the price of a purchase.
+pub(crate) const ADDED: u64 = 70;
+pub(crate) const PAID_OUT: u64 = 40;
+/// The vendor's user id.
+pub(crate) const VENDOR: &str = "vendor";
 /// How long a daemon may take to come back, its database included.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often the card provider fails, of a thousand requests.
@@ -91,8 +96,8 @@ impl Shop {
 
     fn publish(&self) -> Outcome<()> {
         self.runtime.block_on(async {
-            self.world.account("vendor", "vendor", PASSWORD, None).await?;
-            self.world.log_in("vendor", PASSWORD).await?;
+            self.world.account(VENDOR, "vendor", PASSWORD, None).await?;
+            self.world.log_in(VENDOR, PASSWORD).await?;
             let voucher = self.world.voucher("vendor").await?;
             let arguments = ["vendor", "init", "--authority", &self.world.authority_url, "--voucher", &voucher, "--home"];
             self.world.chipbound(&arguments, &[&self.world.path("home-vendor")]).await
@@ -176,9 +181,7 @@ impl Shop {
 
     /// Orders of which the server does not know yet whether the card provider ever heard of them.
     pub(crate) fn asked(&self) -> Outcome<Vec<String>> {
-        let location = Config::load(&self.folder.join("server/server.toml"))?.database()?;
-        let asked = async {
-            let books = Books::open(&location).await?;
+        self.read_books(async |books| {
             let (mut asked, mut after) = (Vec::new(), OrderId([0; 16]));
             while let some = books.all_payments(after).await?
                 && let Some(last) = some.last()
@@ -186,10 +189,28 @@ impl Shop {
                 after = last.order;
                 asked.extend(some.iter().filter(|p| p.state == PaymentState::Asked).map(|p| p.order.to_string()));
             }
+            Ok(asked)
+        })
+    }
+
+    /// What the vendor earned and was not paid out yet, minor units.
+    pub(crate) fn earned(&self) -> Outcome<i64> {
+        self.read_books(async |books| {
+            let vendor = books.credentials(VENDOR).await?.ok_or_else(|| Refusal::new(Code::NotFound, "there is no vendor"))?;
+            let standing = books.books_of(vendor.account).await?;
+            Ok(standing.iter().filter(|b| b.book == "revenue").map(|b| b.minor).sum())
+        })
+    }
+
+    fn read_books<T>(&self, read: impl AsyncFnOnce(&Books) -> chipbound_wire::Result<T>) -> Outcome<T> {
+        let location = Config::load(&self.folder.join("server/server.toml"))?.database()?;
+        let opened = async {
+            let books = Books::open(&location).await?;
+            let found = read(&books).await;
             books.close().await;
-            Ok::<_, chipbound_wire::Refusal>(asked)
+            found
         };
-        Ok(self.runtime.block_on(asked)?)
+        Ok(self.runtime.block_on(opened)?)
     }
 
     /// Kills the server, and starts it again after a while.

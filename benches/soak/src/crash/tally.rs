@@ -39,6 +39,10 @@ pub enum Errand {
     Transfer,
     /// `chipbound account refund`.
     Refund,
+    /// `chipbound account deposit`.
+    Deposit,
+    /// `chipbound account payout`.
+    Payout,
 }
 
 impl Errand {
@@ -47,6 +51,8 @@ impl Errand {
             Self::Publish => "publish",
             Self::Transfer => "transfer",
             Self::Refund => "refund",
+            Self::Deposit => "deposit",
+            Self::Payout => "payout",
         }
     }
 }
@@ -82,7 +88,7 @@ pub struct Tally {
     pub raced: u32,
     /// Of them given up after a kill.
     pub left: u32,
-    /// Releases, transfers and refunds that came to their end.
+    /// Releases, transfers, refunds, deposits and payouts that came to their end.
     pub errands: BTreeMap<Errand, u32>,
     /// Purchases that were hit and gave the program in the end.
     pub recovered: u32,
@@ -143,7 +149,7 @@ impl fmt::Display for Tally {
         let killed: Vec<_> = Victim::ALL.iter().map(|v| format!("{} {}", v.as_str(), self.killed(*v))).collect();
         write!(
             f,
-            "kills={} ({}) purchases={} (by card {}, two clients {}, given up {}) published={} transferred={} refunded={} charges={} receipts={} unanswered={} refused={} recovered={} violations={}",
+            "kills={} ({}) purchases={} (by card {}, two clients {}, given up {}) published={} transferred={} refunded={} deposited={} paid_out={} charges={} receipts={} unanswered={} refused={} recovered={} violations={}",
             self.kills.values().sum::<u32>(),
             killed.join(", "),
             self.purchases,
@@ -153,6 +159,8 @@ impl fmt::Display for Tally {
             errands(Errand::Publish),
             errands(Errand::Transfer),
             errands(Errand::Refund),
+            errands(Errand::Deposit),
+            errands(Errand::Payout),
             self.charges,
             self.receipts,
             self.unanswered,

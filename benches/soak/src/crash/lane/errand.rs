@@ -1,8 +1,9 @@
-//! What is disturbed besides purchases: a release is published before its first customer comes, and what was bought moves to another
-//! processor or is refunded. The same command is said again until it ends well; then it must have happened whole, and once.
+//! What is disturbed besides purchases: a release is published before its first customer comes, or she is given more money; what was
+//! bought moves to another processor or is refunded, or its vendor is paid out. The same command is said again until it ends well;
+//! then it must have happened whole, and once.
 
 use super::super::plan::{Blow, Wish};
-use super::super::shop::{PRICE, price};
+use super::super::shop::{ADDED, PAID_OUT, PRICE, VENDOR, price};
 use super::super::tally::{At, Errand, Victim, locked};
 use super::{Attempt, Customer, Ended, Lane, TRIES};
 use crate::{Outcome, failed};
@@ -22,23 +23,38 @@ impl Lane<'_> {
         let (shop, number, price) = (self.shop, self.number, price(PRICE));
         let arguments =
             ["--json", "publish", "--name", &name, "--version", "1", "--class", "software", "--price", &price, wish.program.file];
-        self.disturbed(Errand::Publish, blows, ends, || shop.command(&shop.home("vendor"), number, &arguments))?;
+        self.disturbed(Errand::Publish, blows, ends, || shop.command(&shop.home(VENDOR), number, &arguments))?;
         self.count(Errand::Publish);
         Ok(name)
     }
 
-    /// The operator gives a price back; said once more it changes nothing.
+    /// The operator gives a price back.
     pub(super) fn refund(&mut self, order: &str, blows: &[Blow], ends: &super::Ends<'_>) -> Outcome<()> {
+        self.operate(Errand::Refund, &["--order", order], blows, ends)
+    }
+
+    /// The operator adds money to a customer's account, under one key for all tries.
+    pub(super) fn deposit(&mut self, user: &str, blows: &[Blow], ends: &super::Ends<'_>) -> Outcome<()> {
+        self.operate(Errand::Deposit, &["--user", user, "--amount", &price(ADDED), "--key", user], blows, ends)
+    }
+
+    /// The operator pays a part of a customer's price out to the vendor, under one key for all tries.
+    pub(super) fn pay_out(&mut self, user: &str, blows: &[Blow], ends: &super::Ends<'_>) -> Outcome<()> {
+        self.operate(Errand::Payout, &["--user", VENDOR, "--amount", &price(PAID_OUT), "--key", user], blows, ends)
+    }
+
+    /// What the operator does to an account; said once more it changes nothing.
+    fn operate(&mut self, errand: Errand, arguments: &[&str], blows: &[Blow], ends: &super::Ends<'_>) -> Outcome<()> {
         let (shop, number) = (self.shop, self.number);
         let config = shop.world.path("server/server.toml");
         let command = || {
-            let mut command = shop.command(&shop.home("operator"), number, &["--json", "account", "refund", "--order", order, "--config"]);
-            command.arg(&config);
+            let mut command = shop.command(&shop.home("operator"), number, &["--json", "account", errand.as_str()]);
+            command.args(arguments).arg("--config").arg(&config);
             command
         };
-        self.disturbed(Errand::Refund, blows, ends, command)?;
-        self.count(Errand::Refund);
-        self.disturbed(Errand::Refund, &[], ends, command)
+        self.disturbed(errand, blows, ends, command)?;
+        self.count(errand);
+        self.disturbed(errand, &[], ends, command)
     }
 
     /// A purchase moves to the processor that is there for it: from there it is fetched and runs, and its own serves it no more. `old` is
@@ -88,14 +104,16 @@ impl Lane<'_> {
         Ok((!well).then(|| String::from_utf8_lossy(&output.stderr).into_owned()))
     }
 
-    /// The same command until it ends well, with these blows in its first tries.
+    /// The same command until it ends well, with these blows in its first tries. What it said is so, also where a daemon is killed right
+    /// after it.
     fn disturbed(&mut self, errand: Errand, blows: &[Blow], ends: &super::Ends<'_>, command: impl Fn() -> Command) -> Outcome<()> {
         for blow in blows {
             let begun = Instant::now();
             let mut attempt = start(command())?;
             let usual = self.took.get(&errand).copied().unwrap_or(Duration::from_millis(100));
             let came = attempt.wait_until(begun + usual * blow.after as u32 / 1000);
-            let landed = came && attempt.runs()? && ends.one_more();
+            let after = !came && blow.victim != Victim::Client;
+            let landed = (after || came && attempt.runs()?) && ends.one_more();
             if landed {
                 *locked(self.tally).kills.entry((blow.victim, At::Errand(errand))).or_default() += 1;
                 self.strike_in(errand, blow, &mut attempt)?;
