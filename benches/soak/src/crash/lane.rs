@@ -145,7 +145,7 @@ impl<'a> Lane<'a> {
         match errand {
             Errand::Publish | Errand::Deposit => Ok((None, false)),
             Errand::Transfer => self.transfer(wish, customer, &order, old, blows, ends).map(|()| (None, false)),
-            Errand::Refund => self.refund(&order, blows, ends).map(|()| (Some(order), false)),
+            Errand::Refund => self.refund(customer, &order, blows, ends).map(|()| (Some(order), false)),
             Errand::Payout => self.pay_out(&customer.user, blows, ends).map(|()| (None, true)),
         }
     }
@@ -234,8 +234,8 @@ impl<'a> Lane<'a> {
             Ended::Well | Ended::Killed => {}
             Ended::Refused { code, detail } => {
                 match code.as_str() {
-                    "internal" => tally.violations.push(format!("{who}: a client says that something of ours is broken: {detail}")),
-                    "unknown_program" => tally.violations.push(format!("{who}: what was published is not there: {detail}")),
+                    "internal" => tally.violation(format!("{who}: a client says that something of ours is broken: {detail}")),
+                    "unknown_program" => tally.violation(format!("{who}: what was published is not there: {detail}")),
                     _ => {}
                 }
                 *tally.refused.entry(code.clone()).or_default() += 1;
@@ -313,6 +313,12 @@ enum Ended {
     Refused { code: String, detail: String },
     Otherwise(String),
     Hung(u16),
+}
+
+impl Ended {
+    fn is_refused(&self, codes: &[&str]) -> bool {
+        matches!(self, Self::Refused { code, .. } if codes.contains(&code.as_str()))
+    }
 }
 
 impl Attempt {

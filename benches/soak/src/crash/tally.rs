@@ -121,6 +121,13 @@ impl Tally {
         self.violations.extend(other.violations);
     }
 
+    /// Notes down what must not be; a customer who tries again and hears the same is one.
+    pub(crate) fn violation(&mut self, what: String) {
+        if !self.violations.contains(&what) {
+            self.violations.push(what);
+        }
+    }
+
     /// How many times it was killed.
     #[must_use]
     pub fn killed(&self, victim: Victim) -> u32 {

@@ -5,7 +5,7 @@
 use super::super::plan::{Blow, Wish};
 use super::super::shop::{ADDED, PAID_OUT, PRICE, VENDOR, price};
 use super::super::tally::{At, Errand, Victim, locked};
-use super::{Attempt, Customer, Ended, Lane, TRIES};
+use super::{Attempt, Client, Customer, Ended, Lane, TRIES};
 use crate::{Outcome, failed};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -28,9 +28,17 @@ impl Lane<'_> {
         Ok(name)
     }
 
-    /// The operator gives a price back.
-    pub(super) fn refund(&mut self, order: &str, blows: &[Blow], ends: &super::Ends<'_>) -> Outcome<()> {
-        self.operate(Errand::Refund, &["--order", order], blows, ends)
+    /// The operator gives a price back; then its receipt buys nothing more.
+    pub(super) fn refund(&mut self, customer: &Customer, order: &str, blows: &[Blow], ends: &super::Ends<'_>) -> Outcome<()> {
+        self.operate(Errand::Refund, &["--order", order], blows, ends)?;
+        let Client { home, package, .. } = &customer.clients[0];
+        let fetch = || self.redownload(home, self.number, order, package);
+        self.until(&customer.user, fetch, |ended| ended.is_refused(&["order_refunded"]) || matches!(ended, Ended::Well))?;
+        if package.exists() {
+            std::fs::remove_file(package)?;
+            self.violation(format!("{}: what was refunded is served again", customer.user));
+        }
+        Ok(())
     }
 
     /// The operator adds money to a customer's account, under one key for all tries.
@@ -74,27 +82,29 @@ impl Lane<'_> {
         self.disturbed(Errand::Transfer, blows, ends, || shop.command(home, number, &["--json", "transfer", order, "--to", &socket]))?;
 
         let package = old.with_file_name("moved");
-        let fetch = |lane: usize| {
-            let mut command = shop.command(home, lane, &["--json", "redownload", order, "--output"]);
-            command.arg(&package);
-            command
-        };
-        self.until(&customer.user, || fetch(spare), |ended| matches!(ended, Ended::Well))?;
-        let runs = || Ok(self.run(wish, home, spare, &package)?.is_none());
-        if !self.tries(runs)? {
-            self.violation(format!("{}: what was transferred does not run", customer.user));
+        let fetch = |lane: usize| self.redownload(home, lane, order, &package);
+        if self.until(&customer.user, || fetch(spare), |ended| matches!(ended, Ended::Well))? {
+            let runs = || Ok(self.run(wish, home, spare, &package)?.is_none());
+            if !self.tries(runs)? {
+                self.violation(format!("{}: what was transferred does not run", customer.user));
+            }
+            std::fs::remove_file(&package)?;
         }
-        std::fs::remove_file(&package)?;
 
-        let over =
-            |ended: &Ended| matches!(ended, Ended::Refused { code, .. } if MOVED.contains(&code.as_str())) || matches!(ended, Ended::Well);
-        self.until(&customer.user, || fetch(number), over)?;
+        self.until(&customer.user, || fetch(number), |ended| ended.is_refused(&MOVED) || matches!(ended, Ended::Well))?;
         let said = self.run(wish, home, number, old)?;
         if package.exists() || !said.as_ref().is_some_and(|said| said.contains("order_retired")) {
             self.violation(format!("{}: the old processor still serves what was transferred: {said:?}", customer.user));
         }
         self.count(Errand::Transfer);
         Ok(())
+    }
+
+    /// The command that fetches what an order's receipt buys.
+    fn redownload(&self, home: &Path, lane: usize, order: &str, package: &Path) -> Command {
+        let mut command = self.shop.command(home, lane, &["--json", "redownload", order, "--output"]);
+        command.arg(package);
+        command
     }
 
     /// Runs a package; what was said where it did not do what it should.
@@ -128,7 +138,7 @@ impl Lane<'_> {
                 ended => self.note(errand.as_str(), &ended),
             }
         }
-        self.until(errand.as_str(), command, |ended| done(errand, ended))
+        self.until(errand.as_str(), command, |ended| done(errand, ended)).map(drop)
     }
 
     fn strike_in(&mut self, errand: Errand, blow: &Blow, attempt: &mut Attempt) -> Outcome<()> {
@@ -147,8 +157,8 @@ impl Lane<'_> {
         }
     }
 
-    /// The same command until it is enough.
-    fn until(&self, who: &str, command: impl Fn() -> Command, enough: impl Fn(&Ended) -> bool) -> Outcome<()> {
+    /// The same command until it is enough; whether it ever was.
+    fn until(&self, who: &str, command: impl Fn() -> Command, enough: impl Fn(&Ended) -> bool) -> Outcome<bool> {
         let mut last = None;
         let ended = self.tries(|| {
             let ended = start(command())?.end()?;
@@ -162,7 +172,7 @@ impl Lane<'_> {
         if !ended {
             self.violation(format!("{who}: {:?} did not end in {TRIES} tries: {last:?}", command()));
         }
-        Ok(())
+        Ok(ended)
     }
 
     /// Tries until it went well, with pauses that grow; whether it did.
@@ -181,17 +191,13 @@ impl Lane<'_> {
     }
 
     fn violation(&self, what: String) {
-        locked(self.tally).violations.push(what);
+        locked(self.tally).violation(what);
     }
 }
 
 /// Whether an errand needs no other try: what is published is not published again.
 fn done(errand: Errand, ended: &Ended) -> bool {
-    match ended {
-        Ended::Well => true,
-        Ended::Refused { code, .. } => errand == Errand::Publish && code == "conflict",
-        _ => false,
-    }
+    matches!(ended, Ended::Well) || errand == Errand::Publish && ended.is_refused(&["conflict"])
 }
 
 fn start(mut command: Command) -> Outcome<Attempt> {
