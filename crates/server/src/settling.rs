@@ -32,10 +32,13 @@ impl<R: Repository> Server<R> {
     /// ([`Code::OrderExpired`]).
     pub async fn acknowledge(&self, customer: &Principal, order: OrderId, request: &Acknowledge) -> Result<Settled> {
         let now = self.now();
-        let order = self.repository.order(customer.account, order).await?;
         let acknowledgement = &request.acknowledgement.0;
-        let claims: Acknowledgement = read_claims(acknowledgement)?;
-        let delivery = self.repository.delivery(order.order, claims.seal).await?;
+        let claims: Acknowledgement = match read_claims(acknowledgement) {
+            Ok(claims) => claims,
+            // To whoever may not know of the order it is not there.
+            Err(malformed) => return self.repository.order(customer.account, order).await.and(Err(malformed)),
+        };
+        let (order, delivery) = self.repository.sent(customer.account, order, claims.seal).await?;
         let expected = Expected {
             order: order.order,
             terms: Digest::of(&delivery.terms),

@@ -5,8 +5,8 @@ use super::log;
 use super::sql::{Row, Tx, all, first, number, signed, unreadable, values};
 use super::states::{refusal, step};
 use super::{
-    Deliveries, Delivery, PaymentState, ReceiptEntry, SettledOrder, Settlement, Settling, StoredOrder, StoredReceipt, ledger, orders,
-    payments,
+    Deliveries, Delivery, Orders, PaymentState, ReceiptEntry, SettledOrder, Settlement, Settling, StoredOrder, StoredReceipt, ledger,
+    orders, payments,
 };
 use chipbound_wire::api::OrderState;
 use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, Time};
@@ -53,10 +53,10 @@ impl Deliveries for Books {
                 &seal,
                 signed(new.created_at.0)?,
             ];
-            if tx.execute(insert, values)? == 1 {
+            if tx.execute_last(insert, values)? == 1 {
                 return Ok(());
             }
-            Err(match orders::locked_of_anybody(tx, new.order)?.state {
+            Err(match orders::find(tx, new.order)?.ok_or_else(orders::unknown_order)?.state {
                 OrderState::Authorised => {
                     Refusal::new(Code::OrderState, "no delivery of the order was begun: ask for a ticket and show it first")
                 }
@@ -64,6 +64,18 @@ impl Deliveries for Books {
             })
         };
         self.write(record).await
+    }
+
+    async fn sent(&self, account: AccountId, order: OrderId, seal: Digest) -> Result<(StoredOrder, Delivery)> {
+        let find = "SELECT o.*, r.receipt, d.terms, d.wrap, d.kem, d.sealing_key, d.release_secret, d.content_key, d.seal, d.created_at
+                    FROM orders o JOIN deliveries d ON d.order_id = o.order_id LEFT JOIN receipts r ON r.order_id = o.order_id
+                    WHERE d.seal_digest = $1 AND o.order_id = $2 AND o.account = $3";
+        let read = |row: &dyn Row| Ok((orders::stored(row)?, delivery(row)?));
+        let found = self.read(move |books: &dyn Tx| first(books, find, values![&seal, &order, &account], read)).await?;
+        match found {
+            Some(found) => Ok(found),
+            None => self.order(account, order).await.and(Err(no_such_delivery())),
+        }
     }
 
     async fn delivery(&self, order: OrderId, seal: Digest) -> Result<Delivery> {
@@ -221,7 +233,7 @@ fn acknowledge(tx: &dyn Tx, order: &mut StoredOrder, settlement: &Settlement) ->
     let expired = order.state == OrderState::Expired;
     step(order, OrderState::Acknowledged)?;
     if expired {
-        orders::hold(tx, order, settlement.at).map_err(|refused| match refused.code {
+        orders::hold(tx, order, &ledger::Source::find(tx, order)?, settlement.at).map_err(|refused| match refused.code {
             Code::InsufficientFunds => Refusal::new(Code::OrderExpired, format!("the order ran out, and {}", refused.detail)),
             _ => refused,
         })?;

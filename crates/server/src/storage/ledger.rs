@@ -2,7 +2,7 @@
 //! database's own triggers (`migrations/`), which also keep what the postings of a book come to.
 
 use super::sql::{Row, Tx, all, first, first_locked, signed, unreadable, values};
-use super::{BookBalance, Shares, Statement, StatementLine, StoredOrder, payments};
+use super::{BookBalance, PaymentState, Shares, Statement, StatementLine, StoredOrder, payments};
 use chipbound_wire::api::Balance;
 use chipbound_wire::{AccountId, Amount, Code, Currency, OrderId, Refusal, Result, Time};
 
@@ -33,21 +33,26 @@ pub(super) fn deposit(tx: &dyn Tx, account: AccountId, amount: Amount, at: Time)
     enter_numbered(tx, Entry { kind: "deposit", order: None, round: 0, note: "", shares: None, at }, amount.currency, postings)
 }
 
+/// Where the price of an order can come from.
+pub(super) struct Source {
+    /// What stands in the customer's funds.
+    pub(super) free: i64,
+    pub(super) payment: Option<PaymentState>,
+}
+
+impl Source {
+    /// As it stands until the transaction ends; the order is locked, and so its payment stands still.
+    pub(super) fn find(tx: &dyn Tx, order: &StoredOrder) -> Result<Self> {
+        let free = free(tx, order.account, FUNDS, order.price.currency)?;
+        Ok(Self { free, payment: payments::find(tx, order.order)?.map(|payment| payment.state) })
+    }
+}
+
 /// From the customer's funds, or what the card provider owes us, to what is held for the order, in the round that the order counts;
 /// [`Code::InsufficientFunds`], and where a card is to pay the refusals of [`payments::by_card`].
-pub(super) fn hold(tx: &dyn Tx, order: &StoredOrder, at: Time) -> Result<()> {
-    // The order is locked, and so its payment stands still.
-    let find = "SELECT b.minor, (SELECT p.state FROM payments p WHERE p.order_id = $1) AS payment_state FROM balances b
-                WHERE b.account = $2 AND b.book = 'funds' AND b.currency = $3 FOR UPDATE";
-    let found = first(tx, find, values![&order.order, &order.account, order.price.currency.as_str()], |row| {
-        Ok((row.integer("minor")?, payments::state(row)?))
-    })?;
-    let (free, payment) = match found {
-        Some(found) => found,
-        None => (0, payments::find(tx, order.order)?.map(|payment| payment.state)), // Who pays by card alone may have no funds.
-    };
-    let by_card = payments::by_card(payment)?;
-    let available = spendable(free, order.price.currency);
+pub(super) fn hold(tx: &dyn Tx, order: &StoredOrder, from: &Source, at: Time) -> Result<()> {
+    let by_card = payments::by_card(from.payment)?;
+    let available = spendable(from.free, order.price.currency);
     if !by_card && available.minor < order.price.minor {
         return Err(Refusal::new(Code::InsufficientFunds, format!("the price is {}, the balance {available}", order.price)));
     }

@@ -355,7 +355,7 @@ pub struct NewTicket {
 pub trait Orders {
     /// Places an order. The same key and parameters return the order that was placed first; the same key with other
     /// parameters is [`chipbound_wire::Code::IdempotencyConflict`]. Refuses with [`chipbound_wire::Code::RateLimited`] where 256
-    /// orders of the account wait for its agreement.
+    /// orders of the account wait for its agreement (those that are placed in the same moment come on top).
     fn place_order(&self, new: &NewOrder) -> impl Future<Output = Result<StoredOrder>> + Send;
     /// An order of that account.
     fn order(&self, account: AccountId, order: OrderId) -> impl Future<Output = Result<StoredOrder>> + Send;
@@ -376,8 +376,8 @@ pub trait Orders {
     /// Gives up an order for which nothing was sealed yet, and gives back what is held for it; one that is cancelled already is
     /// returned as it is. Anything else is refused with the code of its state.
     fn cancel(&self, account: AccountId, order: OrderId, now: Time) -> impl Future<Output = Result<StoredOrder>> + Send;
-    /// Remembers a ticket for an order that is held, or paid and re-admitted; at most `most` at once, beyond them
-    /// [`chipbound_wire::Code::RateLimited`].
+    /// Remembers a ticket for an order that is held, or paid and re-admitted; at most `most` at once (those that are issued in the same
+    /// moment come on top), beyond them [`chipbound_wire::Code::RateLimited`].
     fn issue_ticket(&self, ticket: &NewTicket, now: Time, most: u32) -> impl Future<Output = Result<()>> + Send;
     /// Whether there is a ticket of that digest that can be used.
     fn has_ticket(&self, ticket: Digest, now: Time) -> impl Future<Output = Result<bool>> + Send;

@@ -3,7 +3,7 @@
 use super::books::Books;
 use super::sql::{Row, Tx, all, first, first_locked, number, signed, values};
 use super::states::{refusal, step};
-use super::{NewOrder, NewTicket, Orders, StoredOrder, Unsettled, accounts, ledger, payments};
+use super::{NewOrder, NewTicket, Orders, StoredOrder, Unsettled, ledger, payments};
 use chipbound_wire::api::OrderState;
 use chipbound_wire::{AccountId, Code, Digest, KeyId, OrderId, Refusal, Result, Time};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ pub(super) fn unknown_order() -> Refusal {
     Refusal::new(Code::UnknownOrder, "there is no such order of this account")
 }
 
-fn stored(row: &dyn Row) -> Result<StoredOrder> {
+pub(super) fn stored(row: &dyn Row) -> Result<StoredOrder> {
     Ok(StoredOrder { receipt: row.optional_bytes("receipt")?, ..without_receipt(row)? })
 }
 
@@ -72,6 +72,18 @@ fn find_locked(tx: &dyn Tx, order: OrderId) -> Result<Option<StoredOrder>> {
     Ok(found)
 }
 
+/// An order that waits for its agreement, and where its price can come from, as they stand until the transaction ends; the order is
+/// locked. None where it does not wait, or its customer has no funds at all.
+fn confirmed_with_funds(tx: &dyn Tx, order: OrderId) -> Result<Option<(StoredOrder, ledger::Source)>> {
+    let find = "SELECT o.*, b.minor AS free, p.state AS payment_state FROM orders o
+                JOIN balances b ON b.account = o.account AND b.book = 'funds' AND b.currency = o.currency
+                LEFT JOIN payments p ON p.order_id = o.order_id
+                WHERE o.order_id = $1 AND o.state = 'confirmed' FOR UPDATE OF b";
+    first(tx, find, values![&order], |row| {
+        Ok((without_receipt(row)?, ledger::Source { free: row.integer("free")?, payment: payments::state(row)? }))
+    })
+}
+
 /// The orders of these ids, locked in their order until the transaction ends; [`Code::UnknownOrder`] where one is not there.
 pub(super) fn locked_all(tx: &dyn Tx, orders: &BTreeSet<OrderId>) -> Result<BTreeMap<OrderId, StoredOrder>> {
     let find = "SELECT * FROM orders WHERE order_id = ANY($1) ORDER BY order_id FOR UPDATE";
@@ -107,9 +119,9 @@ pub(super) fn save(tx: &dyn Tx, order: &StoredOrder) -> Result<()> {
 }
 
 /// Holds the price once more; the step that follows says for what.
-pub(super) fn hold(tx: &dyn Tx, order: &mut StoredOrder, now: Time) -> Result<()> {
+pub(super) fn hold(tx: &dyn Tx, order: &mut StoredOrder, from: &ledger::Source, now: Time) -> Result<()> {
     order.holds += 1;
-    ledger::hold(tx, order, now)
+    ledger::hold(tx, order, from, now)
 }
 
 /// Refuses an agreement to anything but this order's signed confirmation.
@@ -152,12 +164,20 @@ impl Orders for Books {
 
     async fn authorise(&self, account: AccountId, order: OrderId, confirmation: Digest, now: Time) -> Result<StoredOrder> {
         let authorise = move |tx: &dyn Tx| {
-            let mut order = locked(tx, account, order)?;
+            lock(tx, order)?;
+            let (mut order, source) = match confirmed_with_funds(tx, order)? {
+                Some((order, source)) => (order, Some(source)),
+                None => (find(tx, order)?.ok_or_else(unknown_order)?, None),
+            };
+            if order.account != account {
+                return Err(unknown_order());
+            }
             check_agreement(&order, confirmation)?;
             check_running(&order, now)?;
             match order.state {
                 OrderState::Confirmed => {
-                    hold(tx, &mut order, now)?;
+                    let source = source.map_or_else(|| ledger::Source::find(tx, &order), Ok)?;
+                    hold(tx, &mut order, &source, now)?;
                     step(&mut order, OrderState::Authorised)?;
                     save(tx, &order)?;
                 }
@@ -191,15 +211,19 @@ impl Orders for Books {
     async fn issue_ticket(&self, ticket: &NewTicket, now: Time, most: u32) -> Result<()> {
         let new = *ticket;
         let issue = move |tx: &dyn Tx| {
-            let order = locked(tx, new.account, new.order)?;
-            check_deliverable(tx, &order, now)?;
-            let insert = "INSERT INTO tickets (ticket, order_id, account, expires_at) SELECT $1, $2, $3, $4
-                          WHERE (SELECT count(*) FROM tickets WHERE order_id = $2 AND expires_at >= $5) < $6";
+            // Where it is not deliverable any more when the ticket is shown, that is refused then.
+            let insert = "INSERT INTO tickets (ticket, order_id, account, expires_at) SELECT $1, order_id, account, $2 FROM orders o
+                          WHERE order_id = $3 AND account = $4
+                            AND CASE WHEN state IN ('authorised', 'delivering') THEN expires_at >= $5
+                                     WHEN state IN ('captured', 'released') THEN readmitted_until >= $5
+                                     ELSE state IN ('acknowledged', 'capture-requested') END
+                            AND (SELECT count(*) FROM tickets t WHERE t.order_id = o.order_id AND t.expires_at >= $5) < $6";
             let times = (signed(new.expires_at.0)?, signed(now.0)?);
-            match tx.execute(insert, values![&new.ticket, &new.order, &new.account, times.0, times.1, most])? {
-                1 => Ok(()),
-                _ => Err(Refusal::new(Code::RateLimited, format!("there are {most} unused tickets for this order already"))),
+            if tx.execute_last(insert, values![&new.ticket, times.0, &new.order, &new.account, times.1, most])? == 1 {
+                return Ok(());
             }
+            check_deliverable(tx, &owned(tx, new.account, new.order)?, now)?;
+            Err(Refusal::new(Code::RateLimited, format!("there are {most} unused tickets for this order already")))
         };
         self.write(issue).await
     }
@@ -212,15 +236,17 @@ impl Orders for Books {
     async fn redeem_ticket(&self, ticket: Digest, account: Option<AccountId>, now: Time) -> Result<StoredOrder> {
         let invalid = || Refusal::new(Code::TicketInvalid, "the ticket is unknown, used or expired");
         let redeem = move |tx: &dyn Tx| {
-            let used = "DELETE FROM tickets WHERE ticket = $1 AND expires_at >= $2 AND account = coalesce($3, account) RETURNING order_id";
             let values = values![&ticket, signed(now.0)?, account.as_ref()];
-            let order = first(tx, used, values, |row| row.id("order_id").map(OrderId))?.ok_or_else(invalid)?;
-            // The usual way: it is the order's first ticket.
-            let begin =
-                "UPDATE orders SET state = 'delivering' WHERE order_id = $1 AND state = 'authorised' AND expires_at >= $2 RETURNING *";
-            if let Some(begun) = first(tx, begin, values![&order, signed(now.0)?], without_receipt)? {
+            // The usual way: it is the order's first ticket. Who shows the same one meanwhile waits for the order, and finds it begun.
+            let begin = "UPDATE orders SET state = 'delivering'
+                         WHERE order_id = (SELECT order_id FROM tickets WHERE ticket = $1 AND expires_at >= $2 AND account = coalesce($3, account))
+                           AND state = 'authorised' AND expires_at >= $2 RETURNING *";
+            if let Some(begun) = first(tx, begin, values, without_receipt)? {
+                tx.put("DELETE FROM tickets WHERE ticket = $1", values![&ticket])?;
                 return Ok(begun);
             }
+            let used = "DELETE FROM tickets WHERE ticket = $1 AND expires_at >= $2 AND account = coalesce($3, account) RETURNING order_id";
+            let order = first(tx, used, values, |row| row.id("order_id").map(OrderId))?.ok_or_else(invalid)?;
             let mut order = locked_of_anybody(tx, order)?;
             check_deliverable(tx, &order, now)?;
             if order.state == OrderState::Authorised {
@@ -341,11 +367,10 @@ fn check_deliverable(tx: &dyn Tx, order: &StoredOrder, now: Time) -> Result<()> 
 
 /// Places the order, or finds the one that was placed with its key before. Nobody fills the books who agrees to nothing.
 fn place(tx: &dyn Tx, new: &NewOrder) -> Result<StoredOrder> {
-    let account = new.order.account;
-    accounts::lock(tx, &account)?;
     if insert(tx, new)? {
         return Ok(new.order.clone());
     }
+    let account = new.order.account;
     let find_before = "SELECT order_id, parameters FROM orders WHERE account = $1 AND idempotency_key = $2";
     let ids = |row: &dyn Row| Ok((OrderId(row.id("order_id")?), Digest(row.id("parameters")?)));
     match first(tx, find_before, values![&account, &new.idempotency_key], ids)? {
@@ -357,15 +382,16 @@ fn place(tx: &dyn Tx, new: &NewOrder) -> Result<StoredOrder> {
     }
 }
 
-/// Whether it was placed: not where its key was used before, or too many orders of the account wait for its agreement.
+/// Whether it was placed: not where its key was used before, or too many orders of the account wait for its agreement, those that are
+/// placed in the same moment not counted.
 fn insert(tx: &dyn Tx, new: &NewOrder) -> Result<bool> {
     let order = &new.order;
-    let placed = tx.execute(
+    let placed = tx.execute_last(
         "INSERT INTO orders (order_id, account, manifest, seller, processor, key_mode, price, currency, state, confirmation,
          idempotency_key, parameters, issued_at, expires_at, redownload_until)
          SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15
-         WHERE NOT EXISTS (SELECT 1 FROM orders WHERE account = $2 AND idempotency_key = $11)
-           AND (SELECT count(*) FROM orders WHERE account = $2 AND state = 'confirmed') < $16",
+         WHERE (SELECT count(*) FROM orders WHERE account = $2 AND state = 'confirmed') < $16
+         ON CONFLICT (account, idempotency_key) DO NOTHING",
         values![
             &order.order,
             &order.account,

@@ -87,6 +87,9 @@ pub type MakeReceipt = Arc<dyn Fn(&ReceiptEntry) -> Result<Vec<u8>> + Send + Syn
 pub trait Deliveries {
     /// Keeps a delivery, before its seal leaves the server. An order that ended meanwhile is refused with the code of its state.
     fn record_delivery(&self, delivery: &Delivery) -> impl Future<Output = Result<()>> + Send;
+    /// An order of that account with its delivery of that seal; [`chipbound_wire::Code::UnknownOrder`],
+    /// [`chipbound_wire::Code::AcknowledgementMismatch`].
+    fn sent(&self, account: AccountId, order: OrderId, seal: Digest) -> impl Future<Output = Result<(StoredOrder, Delivery)>> + Send;
     /// The delivery of that order with that seal; [`chipbound_wire::Code::AcknowledgementMismatch`] otherwise.
     fn delivery(&self, order: OrderId, seal: Digest) -> impl Future<Output = Result<Delivery>> + Send;
     /// Keeps the processor's acknowledgement of a delivery that was sent for the order; one that was acknowledged before is returned

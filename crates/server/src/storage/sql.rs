@@ -17,6 +17,9 @@ pub(super) trait Tx {
     fn put_each(&self, statement: &'static str, rows: &[Vec<Value<'_>>]) -> Result<()>;
     /// Runs a statement that returns no rows; how many it changed.
     fn execute(&self, statement: &'static str, values: &[Value<'_>]) -> Result<u64>;
+    /// The same, and ends the transaction with it, in one message: what it changed stays. Where it changed nothing and nothing was changed
+    /// before it, queries that lock nothing may follow and the transaction be refused; nothing else may come after it.
+    fn execute_last(&self, statement: &'static str, values: &[Value<'_>]) -> Result<u64>;
     /// Runs a query and shows `read` each row until it returns false.
     fn query(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()>;
     /// Runs a query of one parameter, compared by `= ANY($1)`, for all these keys, and shows `read` each row; locks them where it says

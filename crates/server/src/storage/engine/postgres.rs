@@ -189,6 +189,7 @@ impl Worker {
             link: RefCell::new(link),
             kept: RefCell::default(),
             sent: Mutable::new(false),
+            committed: Mutable::new(false),
             failure: Mutable::new(None),
             broken: Mutable::new(false),
         })
@@ -203,6 +204,8 @@ struct Session<'w> {
     kept: RefCell<Kept>,
     /// Whether anything was sent.
     sent: Mutable<bool>,
+    /// Whether the commit was answered.
+    committed: Mutable<bool>,
     /// Of the first statement that failed.
     failure: Mutable<Option<Failure>>,
     /// Whether the connection is of no use any more.
@@ -239,8 +242,14 @@ impl Session<'_> {
         let part = self.part(statement, values)?;
         let mut parts = self.kept.take().parts;
         parts.push(part);
+        self.send(parts)
+    }
+
+    /// The answer to the last of them.
+    fn send(&self, parts: Vec<Part>) -> Result<Answer> {
         self.sent.set(true);
-        self.runtime.block_on(self.link.borrow().send(parts)).map_err(|(_, error)| self.refuse(&error))
+        let last = parts.len().saturating_sub(1);
+        self.runtime.block_on(self.link.borrow().send(parts, last)).map_err(|(_, error)| self.refuse(&error))
     }
 
     /// Keeps a statement back, unless there are too many.
@@ -253,17 +262,24 @@ impl Session<'_> {
             return Ok(());
         }
         let parts = std::mem::take(&mut *kept).parts;
-        self.sent.set(true);
-        self.runtime.block_on(self.link.borrow().send(parts)).map(drop).map_err(|(_, error)| self.refuse(&error))
+        drop(kept);
+        self.send(parts).map(drop)
     }
 
+    /// Ends a transaction that did not end itself.
     fn commit(&self) -> Result<()> {
+        let nothing = !self.sent.get() && self.kept.borrow().parts.len() == 1; // But its beginning.
+        match nothing || self.committed.get() {
+            true => Ok(()),
+            false => self.send_with_commit().map(drop),
+        }
+    }
+
+    /// Sends what was kept back with the commit; the answer to the last before it.
+    fn send_with_commit(&self) -> Result<Answer> {
         let part = self.part("COMMIT", Vec::new())?;
         let mut parts = self.kept.take().parts;
         let link = self.link.borrow();
-        if !self.sent.get() && parts.len() == 1 {
-            return Ok(()); // Nothing but its beginning.
-        }
         // Nobody knows what became of a message with the commit in it that is lost: none goes to a connection that ended before.
         if self.runtime.block_on(link.is_closed()) {
             self.broken.set(true);
@@ -273,19 +289,21 @@ impl Session<'_> {
         let commit = parts.len();
         parts.push(part);
         self.sent.set(true);
-        self.runtime.block_on(link.send(parts)).map(drop).map_err(|(at, error)| {
+        let sent = self.runtime.block_on(link.send(parts, commit.saturating_sub(1))).map_err(|(at, error)| {
             let refusal = self.refuse(&error);
             // It was asked for and not answered: whether it happened shows when the caller asks again.
             if self.failure.get() == Some(Failure::Disconnected) && (at == commit || error.code().is_none()) {
                 self.failure.set(Some(Failure::Wrong));
             }
             refusal
-        })
+        })?;
+        self.committed.set(true);
+        Ok(sent)
     }
 
     fn roll_back(&self) {
         self.kept.take();
-        if self.sent.get() && !self.broken.get() && self.ask("ROLLBACK", Vec::new()).is_err() {
+        if self.sent.get() && !self.committed.get() && !self.broken.get() && self.ask("ROLLBACK", Vec::new()).is_err() {
             self.broken.set(true);
         }
     }
@@ -311,6 +329,12 @@ impl Tx for Session<'_> {
 
     fn execute(&self, statement: &'static str, values: &[Value<'_>]) -> Result<u64> {
         self.ask(statement, bound(values)).map(|answer| answer.changed)
+    }
+
+    fn execute_last(&self, statement: &'static str, values: &[Value<'_>]) -> Result<u64> {
+        let part = self.part(statement, bound(values))?;
+        self.kept.borrow_mut().parts.push(part);
+        self.send_with_commit().map(|answer| answer.changed)
     }
 
     fn query(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()> {

@@ -207,6 +207,10 @@ impl Tx for Connection {
         prepared.raw_execute().map(|changed| changed as u64).map_err(|e| failed(&e))
     }
 
+    fn execute_last(&self, statement: &'static str, values: &[Value<'_>]) -> Result<u64> {
+        Tx::execute(self, statement, values) // A commit is a call.
+    }
+
     fn query(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()> {
         let mut prepared = prepare(self, statement, values)?;
         let mut rows = prepared.raw_query();
@@ -243,7 +247,7 @@ impl Tx for Connection {
 
 /// What SQLite has no word for: it locks no rows, for there is one writer, and counts entries by the last one.
 fn in_words_of_sqlite(statement: &str) -> Cow<'_, str> {
-    let statement = statement.trim_end_matches(" FOR UPDATE");
+    let statement = statement.split_once(" FOR UPDATE").map_or(statement, |(before, _)| before);
     if !statement.contains("val('entry_numbers')") {
         return Cow::Borrowed(statement);
     }

@@ -263,6 +263,45 @@ pub(super) async fn an_idempotency_key_names_one_order(books: Fixture) {
     assert_eq!(books.scalar("SELECT count(*) FROM orders"), 1);
 }
 
+pub(super) async fn orders_placed_at_once_under_one_key_are_one(books: Fixture) {
+    let books = std::sync::Arc::new(books);
+    let place = |n| {
+        let books = books.clone();
+        tokio::spawn(async move { books.place(n, "key", b"parameters").await.expect("an order").order })
+    };
+    let tasks: Vec<_> = (1..=16).map(place).collect();
+    let mut placed = Vec::new();
+    for task in tasks {
+        placed.push(task.await.expect("a task"));
+    }
+    placed.dedup();
+    assert_eq!((placed.len(), books.scalar("SELECT count(*) FROM orders")), (1, 1));
+}
+
+pub(super) async fn a_ticket_that_is_shown_many_times_at_once_admits_one(books: Fixture) {
+    let books = std::sync::Arc::new(books);
+    books.place(1, "key", b"p").await.expect("an order");
+    let order = books.agree(1).await.expect("held").order;
+    // The first ticket of an order, and one of an order that is being delivered.
+    for first in [true, false] {
+        let ticket = NewTicket { ticket: Digest([first.into(); 32]), order, account: BUYER, expires_at: NOW.after(9) };
+        books.repository.issue_ticket(&ticket, NOW, 4).await.expect("a ticket");
+        let show = |_| {
+            let books = books.clone();
+            tokio::spawn(async move { books.repository.redeem_ticket(ticket.ticket, Some(BUYER), NOW).await.map_err(|r| r.code) })
+        };
+        let tasks: Vec<_> = (0..16).map(show).collect();
+        let mut admitted = 0;
+        for task in tasks {
+            match task.await.expect("a task") {
+                Ok(found) => admitted += i32::from(found.order == order && found.state == OrderState::Delivering),
+                Err(code) => assert_eq!(code, Code::TicketInvalid),
+            }
+        }
+        assert_eq!((admitted, books.scalar("SELECT count(*) FROM tickets")), (1, 0));
+    }
+}
+
 pub(super) async fn a_foreign_order_is_as_if_it_were_not_there(books: Fixture) {
     let order = books.delivered(1).await;
     let repository = &books.repository;

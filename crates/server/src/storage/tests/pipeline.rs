@@ -65,6 +65,30 @@ pub(super) async fn more_changes_than_are_kept_back_at_once_happen_together_or_n
     assert_eq!(books.scalar("SELECT count(*) FROM sessions"), 1000);
 }
 
+pub(super) async fn a_statement_that_ends_its_transaction_does_so_with_all_before_it_or_changes_nothing(books: Fixture) {
+    books.place(1, "key", b"p").await.expect("an order");
+    let order = OrderId([1; 16]);
+    let ends = move |holds: i64| {
+        move |tx: &dyn Tx| {
+            tx.put(CANCEL, values![&order])?;
+            tx.execute_last("UPDATE orders SET holds = $1 WHERE order_id = $2", values![holds, &order])
+        }
+    };
+    assert_eq!(books.repository.write(ends(-1)).await.expect_err("a constraint").code, Code::Database);
+    assert_eq!((books.state(1).await, books.scalar("SELECT holds FROM orders")), (OrderState::Confirmed, 0));
+    assert_eq!(books.repository.write(ends(7)).await.expect("done"), 1);
+    assert_eq!((books.state(1).await, books.scalar("SELECT holds FROM orders")), (OrderState::Cancelled, 7));
+    // Where it changed nothing, what follows may say why; the connection goes on.
+    let says_why = move |tx: &dyn Tx| {
+        let changed = tx.execute_last("UPDATE orders SET holds = 8 WHERE state = 'confirmed'", &[])?;
+        Ok((changed, first(tx, "SELECT state FROM orders WHERE order_id = $1", values![&order], |row| row.text("state"))?))
+    };
+    for _ in 0..9 {
+        assert_eq!(books.repository.write(says_why).await.expect("a reason"), (0, Some("cancelled".to_owned())));
+    }
+    books.place(2, "another", b"p").await.expect("another order");
+}
+
 pub(super) async fn nothing_is_written_outside_of_a_transaction(books: Fixture) {
     books.place(1, "key", b"p").await.expect("an order");
     let write = |books: &dyn Tx| books.execute("UPDATE orders SET state = 'cancelled'", &[]);
@@ -116,8 +140,8 @@ async fn a_transaction_whose_connection_is_cut_again_and_again_is_refused_as_a_d
     let books = Fixture::on_postgres().await;
     let Place::Database(database) = &books.place else { panic!("it is on PostgreSQL") };
     books.place(1, "key", b"p").await.expect("an order");
-    // Before its only message, and after a first one; by something that looks at its failures, or away.
-    for (asks, looks) in [(false, true), (true, true), (true, false)] {
+    // Before its only message, and after a first one; by something that looks at its failures, or away; by one that ends it itself.
+    for (asks, looks, ends) in [(false, true, false), (true, true, false), (true, false, false), (false, true, true), (true, true, true)] {
         let (database, attempts) = (database.clone(), Arc::new(AtomicU32::new(0)));
         let counted = attempts.clone();
         let refusal = books.repository.write(move |tx: &dyn Tx| {
@@ -128,6 +152,7 @@ async fn a_transaction_whose_connection_is_cut_again_and_again_is_refused_as_a_d
             }
             cut(&database);
             match (asks, looks) {
+                _ if ends => drop(tx.execute_last("UPDATE orders SET holds = holds + 10", &[])?),
                 (true, true) => drop(number(tx, "SELECT holds AS n FROM orders", &[])?),
                 (true, false) => drop(number(tx, "SELECT holds AS n FROM orders", &[])),
                 _ => {}

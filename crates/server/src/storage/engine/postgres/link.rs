@@ -192,9 +192,9 @@ impl Link {
         Ok(prepared)
     }
 
-    /// Sends all parts in one message, and waits for all answers; that of the last. The first that fails counts, with its place: those
-    /// after it fail for it.
-    pub(super) async fn send(&self, parts: Vec<Part>) -> std::result::Result<Answer, (usize, Error)> {
+    /// Sends all parts in one message, and waits for all answers; that of the part at `wanted`. The first that fails counts, with its
+    /// place: those after it fail for it.
+    pub(super) async fn send(&self, parts: Vec<Part>, wanted: usize) -> std::result::Result<Answer, (usize, Error)> {
         let mut asked: Vec<_> = parts.into_iter().map(|part| Box::pin(self.ask(part))).collect();
         // Each is in the message once it was polled.
         let mut early = poll_fn(|context| {
@@ -205,18 +205,19 @@ impl Link {
             Poll::Ready(ready.collect::<Vec<_>>())
         })
         .await;
-        let (mut last, mut failure) = (Answer::default(), None);
+        let (mut found, mut failure) = (Answer::default(), None);
         for (at, (early, asked)) in early.iter_mut().zip(asked).enumerate() {
             let answer = match early.take() {
                 Some(answer) => answer,
                 None => asked.await,
             };
             match answer {
-                Ok(answer) => last = answer,
+                Ok(answer) if at == wanted => found = answer,
+                Ok(_) => {}
                 Err(error) => failure = failure.or(Some((at, error))),
             }
         }
-        failure.map_or(Ok(last), Err)
+        failure.map_or(Ok(found), Err)
     }
 
     async fn ask(&self, part: Part) -> std::result::Result<Answer, Error> {
