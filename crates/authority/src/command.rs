@@ -6,11 +6,12 @@ use crate::installation::{self, Paths};
 use crate::store::{Certificate, Kind, Store, Target, Voucher};
 use crate::{http, issuing};
 use chipbound_host::process::ServiceManager;
-use chipbound_host::{files, now, process};
+use chipbound_host::{Speech, files, now, process};
 use chipbound_wire::enrolment::{Subject, Voucher as VoucherText};
 use chipbound_wire::limits::MAX_CERTIFICATE;
 use chipbound_wire::random::fresh;
 use chipbound_wire::{Code, Digest, Hex, KeyId, Refusal, Result, SystemRandom, Time};
+use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -85,20 +86,20 @@ pub enum Command {
 }
 
 /// Does what the command says; texts for people go to standard error, results to standard output.
-pub fn execute(command: Command) -> Result<()> {
+pub fn execute(command: Command, speech: Speech) -> Result<()> {
     process::no_core_dumps()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| Refusal::io("the asynchronous runtime does not start", e))?;
     runtime.block_on(async {
         match command {
-            Command::Init { dir, listen, name } => init(dir, listen, &name).await,
+            Command::Init { dir, listen, name } => init(dir, listen, &name, speech).await,
             Command::Run { config } => run(Config::load(&config)?).await,
-            Command::Voucher { config, role, name, valid } => voucher(config, role, name, valid).await,
+            Command::Voucher { config, role, name, valid } => voucher(config, role, name, valid, speech).await,
             Command::Revoke { config, key, serial, name } => {
                 let serial = serial.as_deref().map(parse_serial).transpose()?.map(Target::Serial);
-                revoke(&Config::load(&config)?, key.map(Target::Key).or(serial).or(name.map(Target::Name))).await
+                revoke(&Config::load(&config)?, key.map(Target::Key).or(serial).or(name.map(Target::Name)), speech).await
             }
-            Command::List { config } => list(&Config::load(&config)?).await,
+            Command::List { config } => list(&Config::load(&config)?, speech).await,
         }
     })
 }
@@ -107,18 +108,22 @@ fn parse_span(text: &str) -> std::result::Result<Span, String> {
     text.parse().map_err(|e: Refusal| e.detail)
 }
 
-async fn init(dir: PathBuf, listen: SocketAddr, name: &str) -> Result<()> {
-    let made = installation::create(&dir, listen, name, now()).await?;
-    let config = made.paths.config.display();
-    println!("Made an authority in {}:", dir.display());
-    println!("  configuration  {config}");
-    println!("  root           {} (fingerprint {})", made.paths.root.display(), made.root);
-    println!("  root key       {} (move this folder off line; nothing here needs it)", made.paths.offline.display());
-    println!();
-    println!("Next:");
-    println!("  chipbound authority run --config {config}");
-    println!("  chipbound authority voucher --config {config} --role server");
-    Ok(())
+async fn init(dir: PathBuf, listen: SocketAddr, name: &str, speech: Speech) -> Result<()> {
+    let installation::Made { paths, root } = installation::create(&dir, listen, name, now()).await?;
+    let config = paths.config.display();
+    let lines = [
+        format!("Made an authority in {}:", dir.display()),
+        format!("  configuration  {config}"),
+        format!("  root           {} (fingerprint {root})", paths.root.display()),
+        format!("  root key       {} (move this folder off line; nothing here needs it)", paths.offline.display()),
+        String::new(),
+        "Next:".to_owned(),
+        format!("  chipbound authority run --config {config}"),
+        format!("  chipbound authority voucher --config {config} --role server"),
+    ];
+    let object =
+        json!({ "authority": dir, "configuration": paths.config, "root": paths.root, "fingerprint": root, "root_key": paths.offline });
+    speech.result(lines.join("\n"), object)
 }
 
 async fn run(config: Config) -> Result<()> {
@@ -145,21 +150,25 @@ async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
-async fn voucher(path: PathBuf, kind: Kind, name: Option<String>, valid: Span) -> Result<()> {
+async fn voucher(path: PathBuf, kind: Kind, name: Option<String>, valid: Span, speech: Speech) -> Result<()> {
     let config = Config::load(&path)?;
     let (text, voucher) = new_voucher(&config, kind, name, valid, now()).await?;
-    println!("{}", text.to_text());
     let authority = address(&config);
-    eprintln!(
-        "One-use voucher for {}, good until {}. Whoever holds it can enroll: hand it over in secret.",
-        voucher.name,
-        date(voucher.expires_at)
-    );
-    match kind {
-        Kind::Processor => eprintln!("Next: chipbound processor enroll --authority {authority} --voucher VOUCHER"),
-        Kind::Server => eprintln!("Next: chipbound server init --dir FOLDER --authority {authority} --voucher VOUCHER"),
-        Kind::Vendor => eprintln!("Next: chipbound vendor init --authority {authority} --voucher VOUCHER"),
-    }
+    let text = text.to_text();
+    let object =
+        json!({ "voucher": text, "role": kind.as_str(), "name": voucher.name, "until": voucher.expires_at, "authority": authority });
+    speech.result(&text, object)?;
+    let until = date(voucher.expires_at);
+    speech.note(format_args!(
+        "One-use voucher for {}, good until {until}. Whoever holds it can enroll: hand it over in secret.",
+        voucher.name
+    ));
+    let verb = match kind {
+        Kind::Processor => "processor enroll",
+        Kind::Server => "server init --dir FOLDER",
+        Kind::Vendor => "vendor init",
+    };
+    speech.note(format_args!("Next: chipbound {verb} --authority {authority} --voucher VOUCHER"));
     Ok(())
 }
 
@@ -192,17 +201,19 @@ pub async fn new_voucher(config: &Config, kind: Kind, name: Option<String>, vali
     added.map(|()| (text, voucher))
 }
 
-async fn revoke(config: &Config, target: Option<Target>) -> Result<()> {
+async fn revoke(config: &Config, target: Option<Target>, speech: Speech) -> Result<()> {
     let target = target.ok_or_else(|| Refusal::new(Code::ConfigInvalid, "name a key, a serial number or a name"))?;
     let store = Store::open(&Paths::of(&config.folder).state).await?;
     let revoked = store.revoke(&target, now()).await;
     store.close().await;
     let revoked = revoked?;
     if revoked.is_empty() {
-        println!("No certificate was left to withdraw.");
+        speech.note("No certificate was left to withdraw.");
     }
-    for certificate in revoked {
-        println!("withdrawn: {} of {}, serial {}", certificate.role, certificate.subject, Hex(&certificate.serial));
+    for Certificate { role, subject, serial, .. } in revoked {
+        let serial = Hex(&serial).to_string();
+        let object = json!({ "withdrawn": serial, "role": role.as_str(), "name": subject });
+        speech.result(format_args!("withdrawn: {role} of {subject}, serial {serial}"), object)?;
     }
     Ok(())
 }
@@ -213,22 +224,29 @@ fn parse_serial(text: &str) -> Result<Vec<u8>> {
         .map_err(|e| Refusal::new(Code::Malformed, format!("{text:?} is no serial number in hexadecimal")).because(e))
 }
 
-async fn list(config: &Config) -> Result<()> {
+async fn list(config: &Config, speech: Speech) -> Result<()> {
     let store = Store::open(&Paths::of(&config.folder).state).await?;
     let (vouchers, certificates) = (store.vouchers().await, store.certificates().await);
     store.close().await;
     let now = now();
-    println!("{:<10} {:<24} {:<17} STATE", "VOUCHER", "NAME", "UNTIL");
+    let (mut lines, mut objects) = (vec![format!("{:<10} {:<24} {:<17} STATE", "VOUCHER", "NAME", "UNTIL")], Vec::new());
     for v in vouchers? {
-        println!("{:<10} {:<24} {:<17} {}", v.kind.as_str(), v.name, date(v.expires_at), voucher_state(&v, now));
+        let (role, state) = (v.kind.as_str(), voucher_state(&v, now));
+        lines.push(format!("{role:<10} {:<24} {:<17} {state}", v.name, date(v.expires_at)));
+        objects.push(json!({ "voucher": role, "name": v.name, "until": v.expires_at, "state": state }).to_string());
     }
-    println!();
-    println!("{:<18} {:<24} {:<17} {:<9} {:<32} KEY", "CERTIFICATE", "NAME", "UNTIL", "STATE", "SERIAL");
+    lines.push(format!("\n{:<18} {:<24} {:<17} {:<9} {:<32} KEY", "CERTIFICATE", "NAME", "UNTIL", "STATE", "SERIAL"));
     for c in certificates? {
-        let state = certificate_state(&c, now);
-        println!("{:<18} {:<24} {:<17} {state:<9} {} {}", c.role.as_str(), c.subject, date(c.not_after), Hex(&c.serial), c.key_id);
+        let (role, state, serial) = (c.role.as_str(), certificate_state(&c, now), Hex(&c.serial).to_string());
+        lines.push(format!("{role:<18} {:<24} {:<17} {state:<9} {serial} {}", c.subject, date(c.not_after), c.key_id));
+        let object =
+            json!({ "certificate": role, "name": c.subject, "until": c.not_after, "state": state, "serial": serial, "key": c.key_id });
+        objects.push(object.to_string());
     }
-    Ok(())
+    match (speech, objects.is_empty()) {
+        (Speech::Json, true) => Ok(()),
+        _ => speech.result(lines.join("\n"), objects.join("\n")),
+    }
 }
 
 fn voucher_state(voucher: &Voucher, now: Time) -> String {

@@ -3,7 +3,7 @@
 use crate::config::{Config, FILE};
 use crate::issuing::{Issuer, Validity, root};
 use crate::store::Store;
-use chipbound_host::files::{PUBLIC, create_new_installation, create_private_folder, write_new};
+use chipbound_host::files::{PUBLIC, clear_installation, create_new_installation, create_private_folder, write_new};
 use chipbound_host::{FileKey, Kek};
 use chipbound_wire::signature::Sign;
 use chipbound_wire::{Digest, Result, SystemRandom, Time};
@@ -66,9 +66,13 @@ pub struct Made {
 
 /// Makes the folder of an authority called `name`: root and issuing key with their certificates, an empty state, a
 /// configuration. [`Code::Conflict`](chipbound_wire::Code::Conflict) when there is anything in the folder already. The
-/// configuration comes last: without it nothing runs.
+/// configuration comes last: without it nothing runs. Where it fails, nothing is left in the folder.
 pub async fn create(folder: &Path, listen: SocketAddr, name: &str, now: Time) -> Result<Made> {
     create_new_installation(folder)?;
+    make(folder, listen, name, now).await.inspect_err(|_| clear_installation(folder))
+}
+
+async fn make(folder: &Path, listen: SocketAddr, name: &str, now: Time) -> Result<Made> {
     let paths = Paths::of(folder);
     create_private_folder(&paths.offline)?;
     let root_key = FileKey::create(&paths.offline.join("root.key"), &Kek::create(&paths.offline.join("root.kek"))?, ROOT_KEY_CONTEXT)?;

@@ -1,6 +1,7 @@
 //! `chipbound-authority`: the authority's verbs as a program of its own.
 
 use chipbound_authority::command::{Command, execute};
+use chipbound_host::Speech;
 use clap::Parser;
 use std::process::ExitCode;
 
@@ -10,10 +11,14 @@ use std::process::ExitCode;
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    /// Print one JSON object a line
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 fn main() -> ExitCode {
-    match execute(Arguments::parse().command) {
+    let Arguments { command, json } = Arguments::parse();
+    match execute(command, Speech::new(json)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(refusal) => {
             eprint!("{}", refusal.for_people());

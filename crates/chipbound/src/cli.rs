@@ -4,8 +4,10 @@ use crate::home::Home;
 use crate::output::{Output, exit_code};
 use crate::run::{Wishes, run};
 use crate::verbs::{customer, installed, package, processor, token, vendor};
+use chipbound_host::Speech;
 use chipbound_wire::{Code, Refusal, Result};
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -71,17 +73,20 @@ enum Verb {
 /// The command, from its arguments to its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    end_quietly_without_a_reader();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     if let Some((common, rest)) = parse_run(&arguments) {
         return ExitCode::from(run_package(&common, &Wishes::default(), &rest));
     }
+    let told_apart = arguments.iter().any(|argument| argument == "--");
     let cli = Cli::parse_from(arguments);
     if let Verb::Package(package::Verb::Run { wishes, package }) = &cli.verb {
+        if let Some(option) = package.first().filter(|first| !told_apart && first.as_encoded_bytes().starts_with(b"-")) {
+            no_such_option(&option.to_string_lossy());
+        }
         return ExitCode::from(run_package(&cli.common, wishes, package));
     }
     let output = Output::new(cli.common.json);
-    match execute(cli, &output) {
+    match execute(cli, &output).and_then(|()| output.unwritten().map_or(Ok(()), Err)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(refusal) => {
             output.refusal(&refusal);
@@ -90,24 +95,18 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The daemons' verbs print with `println!`, which panics when the reader went away (`| head`): then there is nobody to print for.
-fn end_quietly_without_a_reader() {
-    let usual = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        let said = panic.payload_as_str().unwrap_or_default();
-        if said.starts_with("failed printing to stdout") && said.contains("Broken pipe") {
-            std::process::exit(0);
-        }
-        usual(panic);
-    }));
+/// `run` takes whatever follows as the package and its arguments, so that clap does not see an option that is mistyped before it.
+fn no_such_option(option: &str) -> ! {
+    let text = format!("unexpected argument '{option}' found before the package (of one that is called so: run -- {option})");
+    Cli::command().error(ErrorKind::UnknownArgument, text).exit()
 }
 
 fn execute(cli: Cli, output: &Output) -> Result<()> {
     let Cli { common, verb } = cli;
     match verb {
-        Verb::Authority(command) => chipbound_authority::command::execute(command),
-        Verb::Server(command) => chipbound_server::command::execute(command),
-        Verb::Account(command) => chipbound_server::command::execute_account(command),
+        Verb::Authority(command) => chipbound_authority::command::execute(command, Speech::new(common.json)),
+        Verb::Server(command) => chipbound_server::command::execute(command, Speech::new(common.json)),
+        Verb::Account(command) => chipbound_server::command::execute_account(command, Speech::new(common.json)),
         Verb::Demo(arguments) => crate::demo::execute(arguments, common.json),
         Verb::Processor(verb) => processor::execute(verb, &common, output),
         Verb::Installed(verb) => in_shell(|| installed::execute(verb, &common, output)),
@@ -193,7 +192,6 @@ fn run_package(common: &Common, wishes: &Wishes, arguments: &[OsString]) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn strings(text: &str) -> Vec<OsString> {
         text.split(' ').map(OsString::from).collect()

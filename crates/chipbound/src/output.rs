@@ -2,6 +2,7 @@
 //! A reader that goes away (`| head`) is no error.
 
 use crate::client::Story;
+use chipbound_host::Speech;
 use chipbound_wire::{Code, Refusal};
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -15,6 +16,8 @@ pub struct Output {
     bar: Mutex<Option<ProgressBar>>,
     /// Where there is no terminal.
     lines: Mutex<Option<Lines>>,
+    /// Why stdout took no more; a reader that went away is no reason.
+    unwritten: Mutex<Option<Refusal>>,
 }
 
 /// What was said of a progress in lines.
@@ -32,25 +35,37 @@ impl Output {
     /// For people, or with `json` for machines.
     #[must_use]
     pub fn new(json: bool) -> Self {
-        Self { json, bar: Mutex::new(None), lines: Mutex::new(None) }
+        Self { json, bar: Mutex::new(None), lines: Mutex::new(None), unwritten: Mutex::new(None) }
+    }
+
+    /// Why not all results could be written, where that is so: the command did its work, and whoever reads its results lacks some.
+    #[must_use]
+    pub fn unwritten(&self) -> Option<Refusal> {
+        self.unwritten.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+    }
+
+    fn write_out(&self, line: &str) {
+        if let Err(refusal) = Speech::Lines.result(line, "") {
+            self.unwritten.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(refusal);
+        }
     }
 
     /// A result: `text` for people, `value` for machines.
     pub fn result(&self, text: impl AsRef<str>, value: &Value) {
         self.end_bar();
-        if self.json { write_out(&value.to_string()) } else { write_out(text.as_ref()) }
+        if self.json { self.write_out(&value.to_string()) } else { self.write_out(text.as_ref()) }
     }
 
     /// A table: its rows under their heads, each value by the head's name for machines.
     pub fn table(&self, heads: &[&str], rows: &[Vec<String>], values: &[Value]) {
         if self.json {
-            return values.iter().for_each(|v| write_out(&v.to_string()));
+            return values.iter().for_each(|v| self.write_out(&v.to_string()));
         }
         let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).chain([heads[column].len()]).max().unwrap_or_default();
         let widths: Vec<_> = (0..heads.len()).map(width).collect();
         let line = |cells: &mut dyn Iterator<Item = &str>| {
             let padded: Vec<_> = cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            write_out(padded.join("  ").trim_end());
+            self.write_out(padded.join("  ").trim_end());
         };
         line(&mut heads.iter().copied());
         rows.iter().for_each(|row| line(&mut row.iter().map(String::as_str)));
@@ -90,7 +105,7 @@ impl Output {
                 object.extend(facts);
             }
             name(&mut object, wish);
-            write_out(&object.to_string());
+            self.write_out(&object.to_string());
         } else {
             let before = wish.map(|wish| format!("{wish}: ")).unwrap_or_default();
             write_err(&format!("{step}  {before}{text}"));
@@ -110,7 +125,7 @@ impl Output {
         if self.json {
             let mut object = json!({ "done": done, "bytes": total, "bytes_per_second": rate as u64 });
             name(&mut object, wish);
-            write_out(&object.to_string());
+            self.write_out(&object.to_string());
         } else {
             write_err(&progress_line(wish, done, total, rate));
         }
@@ -204,10 +219,6 @@ pub fn exit_code(refusal: &Refusal) -> u8 {
         Code::Cancelled => 130, // What shells have for a program that ended by SIGINT.
         code => code.fault().exit_code(),
     }
-}
-
-fn write_out(line: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{line}"); // A reader that went away is no error.
 }
 
 fn write_err(text: &str) {

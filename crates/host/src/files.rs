@@ -29,7 +29,7 @@ impl Pending {
         let name = target.file_name().ok_or_else(|| Refusal::new(Code::Io, format!("{} names no file", target.display())))?;
         let temporary = folder(target).join(format!(".{}.{}.part", name.to_string_lossy(), Hex(&suffix)));
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&temporary);
-        let file = file.map_err(|e| Refusal::io(format_args!("cannot create {}", temporary.display()), e))?;
+        let file = file.map_err(|e| Refusal::io(format_args!("cannot create {}", target.display()), e))?;
         Ok(Self { file, temporary, target: target.to_owned(), kept: false })
     }
 
@@ -140,6 +140,17 @@ fn read_limited(file: File, path: &Path, limit: usize) -> Result<Vec<u8>> {
 pub fn create_private_folder(path: &Path) -> Result<()> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|e| Refusal::io(format_args!("cannot create the folder {}", path.display()), e))
+}
+
+/// Takes away what a failed `init` made in a folder that [`create_new_installation`] found empty, so that the same command can be given
+/// again. What cannot be taken away stays: the next `init` says so.
+pub fn clear_installation(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let _ = match entry.file_type() {
+            Ok(kind) if kind.is_dir() => std::fs::remove_dir_all(entry.path()),
+            _ => std::fs::remove_file(entry.path()),
+        };
+    }
 }
 
 /// Makes the folder of a new installation: it must not be there yet, or be empty ([`Code::Conflict`]).

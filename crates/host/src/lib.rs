@@ -5,6 +5,8 @@ pub mod config;
 pub mod files;
 pub mod keyfile;
 pub mod process;
+pub mod speech;
 
 pub use keyfile::{FileKey, Kek, signing_request};
 pub use process::now;
+pub use speech::Speech;

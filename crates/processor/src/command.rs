@@ -7,11 +7,17 @@ use crate::data;
 use crate::interpreter;
 use crate::processor::Processor;
 use crate::vault::Vault;
-use chipbound_host::{files, process};
-use chipbound_wire::Result;
+use chipbound_host::{Speech, files, process};
 use chipbound_wire::signature::Sign;
+use chipbound_wire::{Code, Refusal, Result};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use serde_json::{Value, json};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 /// What the daemon can be told on the command line.
 #[derive(Clone, PartialEq, Eq, Debug, clap::Subcommand)]
@@ -36,36 +42,51 @@ pub enum Command {
 }
 
 /// Does what the command says.
-pub fn execute(command: Command) -> Result<()> {
+pub fn execute(command: Command, speech: Speech) -> Result<()> {
     process::no_core_dumps()?;
     match command {
-        Command::Init { dir, everyone } => init(&dir, everyone),
+        Command::Init { dir, everyone } => init(&dir, everyone, speech),
         Command::Run { config } => run(&config),
     }
 }
 
-fn init(dir: &Path, everyone: bool) -> Result<()> {
+fn init(dir: &Path, everyone: bool, speech: Speech) -> Result<()> {
     files::create_new_installation(dir)?;
+    let (lines, object) = make(dir, everyone).inspect_err(|_| files::clear_installation(dir))?;
+    speech.result(lines.join("\n"), object)
+}
+
+/// What is said of it, for people and for machines.
+fn make(dir: &Path, everyone: bool) -> Result<(Vec<String>, Value)> {
     let path = dir.join("processor.toml");
     files::write_new(&path, Config::template(everyone).as_bytes(), files::PUBLIC)?;
     let config = Config::load(&path)?;
     let vault = Vault::create(&config.state)?;
-    println!("processor {}", vault.keys().key_id());
-    println!("class     software: keys in sealed files, protected at rest and from other users, not from root");
-    println!("wrote     {}", path.display());
-    match interpreter::ensure(&config) {
-        Ok(Some(path)) => println!("wrote     {}, which packages on this machine name", path.display()),
+    let (key, socket) = (vault.keys().key_id(), config.socket.display());
+    let mut lines = vec![
+        format!("processor {key}"),
+        "class     software: keys in sealed files, protected at rest and from other users, not from root".to_owned(),
+        format!("wrote     {}", path.display()),
+    ];
+    let interpreter = interpreter::ensure(&config);
+    match &interpreter {
+        Ok(Some(path)) => lines.push(format!("wrote     {}, which packages on this machine name", path.display())),
         Ok(None) => {}
-        Err(refusal) => println!("no interpreter yet: {} (the daemon tries again when it starts)", refusal.detail),
+        Err(refusal) => lines.push(format!("no interpreter yet: {} (the daemon tries again when it starts)", refusal.detail)),
     }
-    println!("next      chipbound processor run --config {}", path.display());
-    println!("then      chipbound processor enroll --socket {} --authority https://HOST:PORT --voucher VOUCHER", config.socket.display());
-    Ok(())
+    lines.push(format!("next      chipbound processor run --config {}", path.display()));
+    lines.push(format!("then      chipbound processor enroll --socket {socket} --authority https://HOST:PORT --voucher VOUCHER"));
+    let interpreter = interpreter.ok().flatten();
+    let object =
+        json!({ "processor": key, "class": "software", "configuration": path, "interpreter": interpreter, "socket": config.socket });
+    Ok((lines, object))
 }
 
 fn run(config: &Path) -> Result<()> {
     log_to_stderr();
-    let us = Processor::open(Config::load(config)?)?;
+    let config = Config::load(config)?;
+    let _alone = alone(&config.state)?;
+    let us = Processor::open(config)?;
     let mounted = data::kernel::mount(&us.config);
     let confinement = confine::process(&us.config)?;
     match confinement {
@@ -75,6 +96,25 @@ fn run(config: &Path) -> Result<()> {
     us.serve_data(mounted);
     tracing::info!(processor = %us.vault.keys().key_id(), packages = us.vault.remembered(), "opened");
     daemon::serve(Arc::new(us))
+}
+
+/// How often, and how long after one another, a lock is asked for that a daemon may still hold which was killed and has not ended yet.
+const TRIES: u32 = 20;
+const BETWEEN: Duration = Duration::from_millis(100);
+
+/// Locks the folder of keys for as long as the result lives. [`Code::Conflict`] while another daemon works on it, whatever socket that one
+/// serves: each would overwrite what the other remembers.
+fn alone(folder: &Path) -> Result<File> {
+    let failed = |e: std::io::Error| Refusal::io(format_args!("cannot lock {}", folder.display()), e);
+    let handle = File::open(folder).map_err(failed)?;
+    for _ in 0..TRIES {
+        match flock(&handle, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(handle),
+            Err(Errno::WOULDBLOCK) => thread::sleep(BETWEEN),
+            Err(e) => return Err(failed(e.into())),
+        }
+    }
+    Err(Refusal::new(Code::Conflict, format!("another daemon has the keys in {}", folder.display())))
 }
 
 /// The log, filtered by RUST_LOG. A second call in one process changes nothing.

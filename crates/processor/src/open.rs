@@ -7,6 +7,8 @@ use chipbound_sealing::ReadAt;
 use chipbound_trusted_core::{OpenedPackage, open_package};
 use chipbound_wire::bounded::{Bytes, Text};
 use chipbound_wire::control::Response;
+use chipbound_wire::documents::Manifest;
+use chipbound_wire::suite::Format;
 use chipbound_wire::{Code, Refusal, Result};
 use std::fs::File;
 use std::io::Write;
@@ -31,7 +33,9 @@ pub fn open(connection: &mut Connection, package: OwnedFd, output: OwnedFd, us: 
     let room = us.room.take(file.size());
     let opened = verify(file, us, room.is_some())?;
     if !opened.manifest.open_to_file {
-        return Err(Refusal::new(Code::UseForbidden, format!("{} may be run, but not opened to a file", opened.manifest.program)));
+        let Manifest { program, format, .. } = &*opened.manifest;
+        let what = if *format == Format::Data { "given to programs (chipbound run --with)" } else { "run" };
+        return Err(Refusal::new(Code::UseForbidden, format!("{program} may be {what}, but not opened to a file")));
     }
     let total = opened.plaintext.size();
     let mut output = File::from(output);

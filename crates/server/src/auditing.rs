@@ -9,7 +9,7 @@ use crate::storage::{Journal, Repository};
 use bytes::Bytes;
 use chipbound_auditor::Report;
 use chipbound_host::files::read;
-use chipbound_host::now;
+use chipbound_host::{Speech, now};
 use chipbound_wire::certificate::Trust;
 use chipbound_wire::limits::MAX_CERTIFICATE;
 use chipbound_wire::{Code, Refusal, Result};
@@ -37,7 +37,7 @@ pub(crate) enum Source {
 }
 
 /// Audits, prints the result, and refuses with [`Code::BooksInconsistent`] where there are findings.
-pub(crate) async fn audit(source: Source, json: bool) -> Result<()> {
+pub(crate) async fn audit(source: Source, speech: Speech) -> Result<()> {
     let report = match source {
         Source::Server(config) => of_server(config).await?,
         Source::File { journal, root } => {
@@ -46,11 +46,7 @@ pub(crate) async fn audit(source: Source, json: bool) -> Result<()> {
             audited(BufReader::new(file), trust).await?
         }
     };
-    if json {
-        println!("{}", report.value())
-    } else {
-        print!("{}", report.text())
-    }
+    speech.result(report.text(), report.value())?;
     match report.count() {
         0 => Ok(()),
         findings => Err(Refusal::new(Code::BooksInconsistent, format!("the audit has {findings} findings"))),

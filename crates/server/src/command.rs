@@ -11,13 +11,13 @@ use crate::rotation::{Which, rotate};
 use crate::run::run;
 use crate::statement;
 use crate::storage::{Accounts, Books, Journal, Location, Orders, fresh_key};
-
 use chipbound_host::files::read_private;
-use chipbound_host::{now, process};
-use chipbound_wire::api::AccountRole;
+use chipbound_host::{Speech, now, process};
+use chipbound_wire::api::{AccountRole, Balance};
 use chipbound_wire::enrolment::Voucher;
 use chipbound_wire::limits::MAX_TEXT;
 use chipbound_wire::{Amount, Code, OrderId, Refusal, Result, Time};
+use serde_json::json;
 use std::io::{BufRead, BufWriter, IsTerminal, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -135,9 +135,6 @@ pub struct Audited {
     /// The root certificate (DER) of the authority under which the journal's documents are to be verified.
     #[arg(long, requires = "journal")]
     root: Option<PathBuf>,
-    /// Print the result as one JSON object.
-    #[arg(long)]
-    json: bool,
 }
 
 /// What the operator does with accounts.
@@ -169,7 +166,7 @@ pub enum AccountCommand {
         #[arg(long)]
         user: String,
         /// The amount, such as '12.50 EUR'.
-        #[arg(long, value_parser = parse::<Amount>)]
+        #[arg(long, value_parser = parse::<Amount>, allow_hyphen_values = true)]
         amount: Amount,
         /// Names this deposit: the same command with the same key adds the money once, however often it is given. One is made and shown
         /// if left out.
@@ -188,7 +185,7 @@ pub enum AccountCommand {
         #[arg(long)]
         user: String,
         /// The amount, such as '12.50 EUR'.
-        #[arg(long, value_parser = parse::<Amount>)]
+        #[arg(long, value_parser = parse::<Amount>, allow_hyphen_values = true)]
         amount: Amount,
         /// What statements say of it.
         #[arg(long, default_value = "", value_parser = note)]
@@ -243,7 +240,7 @@ fn parse<T: std::str::FromStr<Err = Refusal>>(text: &str) -> std::result::Result
 }
 
 /// Does what the command says; results go to standard output, the log to standard error.
-pub fn execute(command: Command) -> Result<()> {
+pub fn execute(command: Command, speech: Speech) -> Result<()> {
     process::no_core_dumps()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build();
     let runtime = runtime.map_err(|e| Refusal::io("the asynchronous runtime does not start", e))?;
@@ -251,7 +248,7 @@ pub fn execute(command: Command) -> Result<()> {
         match command {
             Command::Init { dir, authority, voucher, listen, line, host_names } => {
                 let wishes = Wishes { folder: dir, authority, listen, line: Some(line), names: host_names };
-                make(&wishes, &voucher).await
+                make(&wishes, &voucher, speech).await
             }
             Command::Run { config } => {
                 let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
@@ -259,39 +256,39 @@ pub fn execute(command: Command) -> Result<()> {
                 let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
                 run(Config::load(&config)?).await
             }
-            Command::Reconcile { config, since, give_back } => compare(&config, since.unwrap_or(Time(0)), &give_back).await,
+            Command::Reconcile { config, since, give_back } => compare(&config, since.unwrap_or(Time(0)), &give_back, speech).await,
             Command::Openapi => {
-                println!("{:#}", openapi::document::<Books>());
-                Ok(())
+                let document = openapi::document::<Books>();
+                speech.result(format_args!("{document:#}"), &document)
             }
             Command::Rotate { config, key } => {
                 let name = rotate(&Config::load(&config)?, key).await?;
-                println!("Replaced; the new key is {name}. Start the server again.");
-                Ok(())
+                speech.result(format_args!("Replaced; the new key is {name}. Start the server again."), json!({ "key": name }))
             }
             Command::Journal { config } => {
                 let repository = books(&config).await?;
-                repository.journal(now(), BufWriter::new(std::io::stdout())).await?;
+                let written = repository.journal(now(), BufWriter::new(Reader::of_stdout())).await;
                 repository.close().await;
-                Ok(())
+                written.map(drop)
             }
-            Command::Audit(audited) => {
-                let json = audited.json;
-                auditing::audit(audited.source()?, json).await
-            }
+            Command::Audit(audited) => auditing::audit(audited.source()?, speech).await,
             Command::Backup { config, to } => {
                 let Counted { rows, blobs } = backup(&config, &to).await?;
-                println!("{}: {rows} rows, {blobs} programs and ciphertexts.", to.display());
-                println!("It is of use with the file `kek` of this server alone: keep a copy of that elsewhere.");
+                let object = json!({ "backup": to, "rows": rows, "blobs": blobs });
+                speech.result(format_args!("{}: {rows} rows, {blobs} programs and ciphertexts.", to.display()), object)?;
+                speech.note("It is of use with the file `kek` of this server alone: keep a copy of that elsewhere.");
                 Ok(())
             }
             Command::Restore { config, kek, from } => {
                 let Counted { rows, blobs } = restore(&config, &kek, &from).await?;
-                println!("Restored {rows} rows, {blobs} programs and ciphertexts. Sessions and API tokens are to be made anew.");
-                println!("Start the server; never start the old one again.");
+                speech.result(
+                    format_args!("Restored {rows} rows, {blobs} programs and ciphertexts."),
+                    json!({ "rows": rows, "blobs": blobs }),
+                )?;
+                speech.note("Sessions and API tokens are to be made anew. Start the server; never start the old one again.");
                 Ok(())
             }
-            Command::Account(command) => account(command).await,
+            Command::Account(command) => account(command, speech).await,
         }
     })
 }
@@ -313,83 +310,135 @@ fn workers() -> usize {
 }
 
 /// Does an account verb; for a command that has `account` at its top.
-pub fn execute_account(command: AccountCommand) -> Result<()> {
-    execute(Command::Account(command))
+pub fn execute_account(command: AccountCommand, speech: Speech) -> Result<()> {
+    execute(Command::Account(command), speech)
 }
 
-async fn make(wishes: &Wishes, voucher: &str) -> Result<()> {
+async fn make(wishes: &Wishes, voucher: &str, speech: Speech) -> Result<()> {
     let voucher = match voucher {
         "-" => first_line(&mut std::io::stdin().lock())?.parse::<Voucher>()?,
         text => text.parse::<Voucher>()?,
     };
     let made = init(wishes, &voucher).await?;
     let config = made.config.display();
-    println!("Made the server {:?} in {}:", made.subject, wishes.folder.display());
-    println!("  configuration  {config}");
-    println!("  TLS root       {} (clients pass it as --tls-root)", made.tls_root.display());
-    println!();
-    println!("Next:");
-    println!("  chipbound server run --config {config}");
-    println!("  chipbound account add --config {config} --user NAME");
-    Ok(())
+    let lines = [
+        format!("Made the server {:?} in {}:", made.subject, wishes.folder.display()),
+        format!("  configuration  {config}"),
+        format!("  TLS root       {} (clients pass it as --tls-root)", made.tls_root.display()),
+        String::new(),
+        "Next:".to_owned(),
+        format!("  chipbound server run --config {config}"),
+        format!("  chipbound account add --config {config} --user NAME"),
+    ];
+    speech.result(lines.join("\n"), json!({ "server": made.subject, "configuration": made.config, "tls_root": made.tls_root }))
 }
 
-async fn account(command: AccountCommand) -> Result<()> {
+async fn account(command: AccountCommand, speech: Speech) -> Result<()> {
     match command {
         AccountCommand::Add { config, user, role, password_file } => {
             let password = password(password_file.as_deref())?;
             let repository = books(&config).await?;
             let new = new_account(&user, role, &password, now())?;
             repository.add_account(&new).await?;
-            println!("Added the {} {user}, account {}.", role.as_str(), new.account);
             repository.close().await;
+            let object = json!({ "account": new.account, "user": user, "role": role.as_str() });
+            speech.result(format_args!("Added the {} {user}, account {}.", role.as_str(), new.account), object)
         }
         AccountCommand::Deposit { config, user, amount, key } => {
             let repository = books(&config).await?;
-            let balance = repository.deposit(&user, amount, &said(key), now()).await?;
-            println!("Added {amount} to {user}: {} available, {} held.", balance.available, balance.held);
+            let key = said(key, speech);
+            let Balance { available, held } = repository.deposit(&user, amount, &key, now()).await?;
             repository.close().await;
+            let object = json!({ "user": user, "deposited": amount, "available": available, "held": held, "key": key });
+            speech.result(format_args!("Added {amount} to {user}: {available} available, {held} held."), object)
         }
         AccountCommand::Payout { config, user, amount, note, key } => {
             let repository = books(&config).await?;
-            repository.payout(&user, amount, &note, &said(key), now()).await?;
-            println!("Paid {amount} out to {user}.");
+            let key = said(key, speech);
+            repository.payout(&user, amount, &note, &key, now()).await?;
             repository.close().await;
+            speech.result(format_args!("Paid {amount} out to {user}."), json!({ "user": user, "paid_out": amount, "key": key }))
         }
         AccountCommand::Refund { config, order, note } => {
             let repository = books(&config).await?;
             let refunded = repository.refund(order, &note, now()).await?;
-            println!("Order {order} is refunded: {} went back to account {}.", refunded.price, refunded.account);
             repository.close().await;
+            let object = json!({ "order": order, "refunded": refunded.price, "account": refunded.account });
+            let line = format!("Order {order} is refunded: {} went back to account {}.", refunded.price, refunded.account);
+            speech.result(line, object)
         }
         AccountCommand::Statement { config, user, from, until } => {
             let repository = books(&config).await?;
             let until = until.unwrap_or(now().after(1));
             let statement = repository.statement(&user, from.unwrap_or(Time(0)), until).await?;
-            print!("{}", statement::text(&user, &statement));
             repository.close().await;
+            match (speech, statement::objects(&statement)) {
+                (Speech::Json, objects) if objects.is_empty() => Ok(()),
+                (_, objects) => speech.result(statement::text(&user, &statement), objects.join("\n")),
+            }
         }
         AccountCommand::List { config } => {
             let repository = books(&config).await?;
             for principal in repository.accounts("", u32::MAX).await? {
                 let balances = repository.balances(principal.account).await?;
                 let mut money: Vec<_> = balances.iter().map(|b| format!("{} available, {} held", b.available, b.held)).collect();
-                money.extend(repository.books_of(principal.account).await?.iter().filter_map(statement::standing));
-                println!("{}  {:<8}  {}  {}", principal.account, principal.role.as_str(), principal.user, money.join("; "));
+                let books = repository.books_of(principal.account).await?;
+                money.extend(books.iter().filter_map(statement::standing));
+                let (account, user, role) = (principal.account, &principal.user, principal.role.as_str());
+                let object =
+                    json!({ "account": account, "user": user, "role": role, "balances": balances, "books": statement::sums(&books) });
+                speech.result(format_args!("{account}  {role:<8}  {user}  {}", money.join("; ")), object)?;
             }
             repository.close().await;
+            Ok(())
         }
     }
-    Ok(())
 }
 
 /// The key of an instruction; a fresh one is said before anything is done under it.
-fn said(key: Option<String>) -> String {
+fn said(key: Option<String>, speech: Speech) -> String {
     key.unwrap_or_else(|| {
         let key = fresh_key();
-        eprintln!("Should no answer come, the same command with --key {key} does it once at most.");
+        match speech {
+            Speech::Lines => eprintln!("Should no answer come, the same command with --key {key} does it once at most."),
+            Speech::Json => eprintln!("{}", json!({ "key": key })),
+        }
         key
     })
+}
+
+/// Whoever reads stdout; when nobody does any more (`| head`), the rest is for nobody.
+struct Reader {
+    stdout: std::io::Stdout,
+    gone: bool,
+}
+
+impl Reader {
+    fn of_stdout() -> Self {
+        Self { stdout: std::io::stdout(), gone: false }
+    }
+
+    fn unless_gone<T>(&mut self, outcome: std::io::Result<T>, instead: T) -> std::io::Result<T> {
+        match outcome {
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {
+                self.gone = true;
+                Ok(instead)
+            }
+            other => other,
+        }
+    }
+}
+
+impl std::io::Write for Reader {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = if self.gone { Ok(bytes.len()) } else { self.stdout.write(bytes) };
+        self.unless_gone(written, bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let flushed = if self.gone { Ok(()) } else { self.stdout.flush() };
+        self.unless_gone(flushed, ())
+    }
 }
 
 /// 1 to 128 visible ASCII characters.
@@ -415,28 +464,35 @@ fn day(text: &str) -> std::result::Result<Time, String> {
     u64::try_from(start.timestamp().as_second()).map(Time).map_err(|_| format!("{text} is before 1970"))
 }
 
-async fn compare(config: &Path, since: Time, give_back: &[String]) -> Result<()> {
+async fn compare(config: &Path, since: Time, give_back: &[String], speech: Speech) -> Result<()> {
     let loaded = Config::load(config)?;
     let cards = loaded.payment.open(&loaded.folder)?;
     let cards = cards.ok_or_else(|| Refusal::new(Code::ConfigInvalid, "the configuration names no card provider: [payment.cards]"))?;
     let repository = books(config).await?;
     let Reconciliation { compared, differences } = reconcile(&repository, &*cards.provider).await?;
     for Difference { ours, theirs } in &differences {
-        println!("{}  {}  {}  here: {}  there: {theirs}", ours.order, ours.reference, ours.amount, ours.state.as_str());
+        let (order, reference, amount, here) = (ours.order, &ours.reference, ours.amount, ours.state.as_str());
+        let object = json!({ "order": order, "payment": reference, "amount": amount, "here": here, "there": theirs.to_string() });
+        speech.result(format_args!("{order}  {reference}  {amount}  here: {here}  there: {theirs}"), object)?;
     }
     let strangers = strangers(&repository, &*cards.provider, since).await?;
     repository.close().await;
     for stranger in &strangers {
         let here = if stranger.order_is_here { "the order without it" } else { "no such order" };
-        println!("{}  {}  {}  here: {here}", stranger.order, stranger.reference, stranger.standing());
+        let (order, reference, there) = (stranger.order, &stranger.reference, stranger.standing());
+        let object = json!({ "order": order, "payment": reference, "here": here, "there": there });
+        speech.result(format_args!("{order}  {reference}  {there}  here: {here}"), object)?;
     }
-    println!("{compared} payments compared, {} not known here, {} differ", strangers.len(), differences.len());
+    let (unknown, differ) = (strangers.len(), differences.len());
+    let object = json!({ "compared": compared, "not_known_here": unknown, "differ": differ });
+    speech.result(format_args!("{compared} payments compared, {unknown} not known here, {differ} differ"), object)?;
     for reference in give_back {
         let unknown =
             || Refusal::new(Code::NotFound, format!("{reference} is no payment there that is not known here: nothing was given back"));
         let stranger = strangers.iter().find(|s| s.reference == *reference).ok_or_else(unknown)?;
         let done = stranger.give_back(&*cards.provider).await?;
-        println!("{reference} {} given back", if done { "is" } else { "is being" });
+        let line = format!("{reference} {} given back", if done { "is" } else { "is being" });
+        speech.result(line, json!({ "payment": reference, "given_back": done }))?;
     }
     Ok(())
 }

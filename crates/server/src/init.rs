@@ -3,7 +3,7 @@
 use crate::keys::{ROLES, key_file_context, store_chain, write_key};
 use crate::standing::store_trust;
 use crate::storage::Books;
-use chipbound_host::files::{PRIVATE, PUBLIC, create_new_installation, create_private_folder, write_new};
+use chipbound_host::files::{PRIVATE, PUBLIC, clear_installation, create_new_installation, create_private_folder, write_new};
 use chipbound_host::{FileKey, Kek, now, signing_request};
 use chipbound_transport::enrolment::{Application, Enrolled, enroll};
 use chipbound_wire::enrolment::Voucher;
@@ -47,9 +47,14 @@ pub struct Made {
 /// Makes a server: three keys certified with one voucher, a private TLS certificate, an empty database, a configuration.
 ///
 /// # Errors
-/// [`Code::Conflict`] where there is anything in the folder already; the authority's refusals, after which nothing is in the folder.
+/// [`Code::Conflict`] where there is anything in the folder already; the authority's refusals and those of the disk, after which nothing
+/// is in the folder.
 pub async fn init(wishes: &Wishes, voucher: &Voucher) -> Result<Made> {
     create_new_installation(&wishes.folder)?;
+    make(wishes, voucher).await.inspect_err(|_| clear_installation(&wishes.folder))
+}
+
+async fn make(wishes: &Wishes, voucher: &Voucher) -> Result<Made> {
     let mut enrolled = Vec::new();
     for role in ROLES {
         let (key, pkcs8) = FileKey::generate()?;

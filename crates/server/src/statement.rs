@@ -2,6 +2,7 @@
 
 use crate::storage::{BookBalance, Statement, StatementLine};
 use chipbound_wire::{Amount, Time};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -38,6 +39,25 @@ pub(crate) fn text(user: &str, statement: &Statement) -> String {
         let _ = writeln!(text, "  {:<8}  {:>16}", balance.book, money(balance));
     }
     text
+}
+
+/// The same for machines, each on a line of its own: what stood in each book before, then each change.
+pub(crate) fn objects(statement: &Statement) -> Vec<String> {
+    let before = sums(&statement.opening).into_iter().map(|sum| json!({ "before": sum }).to_string());
+    let change = |line: &StatementLine| {
+        let StatementLine { entry, at, kind, order, note, change } = line;
+        json!({ "entry": entry, "at": at, "kind": kind, "order": order, "note": note, "change": sum(change) }).to_string()
+    };
+    before.chain(statement.lines.iter().map(change)).collect()
+}
+
+/// What stands in books, for machines. The number is one of the currency's smallest units, and may be below zero.
+pub(crate) fn sums(balances: &[BookBalance]) -> Vec<Value> {
+    balances.iter().map(sum).collect()
+}
+
+fn sum(BookBalance { book, currency, minor }: &BookBalance) -> Value {
+    json!({ "book": book, "currency": currency, "minor": minor })
 }
 
 fn money(balance: &BookBalance) -> String {

@@ -108,7 +108,7 @@ codes! {
     /// The holder did not prove that it holds the private key.
     PossessionUnproven = "possession_unproven", Peer, 403, "Enroll with keys that your own key store holds.";
     /// This processor or server has no certificate yet.
-    NotEnrolled = "not_enrolled", Caller, 409, "Enroll first: chipbound processor enroll.";
+    NotEnrolled = "not_enrolled", Caller, 409, "Enroll first: chipbound processor enroll, or as a vendor: chipbound vendor init.";
 
     // The second path.
     /// The signed exchange is not about this connection: relayed, reflected or diverted.
@@ -130,7 +130,7 @@ codes! {
     /// The account is another one.
     AccountMismatch = "account_mismatch", Denied, 403, "Log in as the user who bought it.";
     /// Bound to another processor.
-    ProcessorMismatch = "processor_mismatch", Denied, 403, "This copy is bound to another processor: buy a copy for this one.";
+    ProcessorMismatch = "processor_mismatch", Denied, 403, "It is bound to another processor: use it there, have the purchase transferred from there (chipbound transfer), or buy it for this one.";
     /// The release's manifest does not allow this class of key store.
     ClassRefused = "class_refused", Denied, 403, "The vendor does not release this program to this class of processor.";
     /// The vendor's manifest and what was received disagree.
@@ -204,11 +204,11 @@ codes! {
     /// No such order of this account.
     UnknownOrder = "unknown_order", Caller, 404, "See your receipts: chipbound receipts.";
     /// No such route or thing.
-    NotFound = "not_found", Caller, 404, "Check the address.";
+    NotFound = "not_found", Caller, 404, "Check the name, the path or the address.";
     /// The method does not exist for this route.
     MethodNotAllowed = "method_not_allowed", Caller, 405, "Check the method against docs/protocol.md.";
     /// The balance does not cover the price.
-    InsufficientFunds = "insufficient_funds", Caller, 402, "Ask the operator to add to the account: chipbound account deposit.";
+    InsufficientFunds = "insufficient_funds", Caller, 402, "Ask for less, or have the server's operator add to the account: chipbound account deposit.";
     /// The card provider refuses the payment; nothing is held.
     PaymentDeclined = "payment_declined", Caller, 402, "Nothing was charged: pay with another card (buy --pay card:TOKEN), or from the account's money.";
     /// The card provider has not said yet what became of the payment.
@@ -216,13 +216,13 @@ codes! {
     /// The number of a card where a token should be, or anywhere else.
     CardNumber = "card_number", Caller, 400, "Never send a card number: pass the token (pm_…) that the card provider's own form gives; nothing was stored.";
     /// The same idempotency key with other parameters.
-    IdempotencyConflict = "idempotency_conflict", Caller, 409, "Use a new idempotency key for a new order.";
+    IdempotencyConflict = "idempotency_conflict", Caller, 409, "Repeat a request with its own words, or give another one a key of its own.";
     /// The order confirmation or the hold ran out.
     OrderExpired = "order_expired", Caller, 410, "Order again; nothing was charged.";
     /// The order was cancelled.
     OrderCancelled = "order_cancelled", Caller, 410, "Order again; nothing was charged.";
     /// The order's price was given back.
-    OrderRefunded = "order_refunded", Caller, 410, "The price was given back: order again to have the program again.";
+    OrderRefunded = "order_refunded", Caller, 410, "The price was given back: to have the program again, pay for another order: chipbound buy.";
     /// The order is not in a state that allows this.
     OrderState = "order_state", Caller, 409, "Look at the order's state and go on from there.";
     /// The ticket is unknown, used or expired.
@@ -236,11 +236,11 @@ codes! {
     /// The price is above what the buyer allowed.
     PriceExceeded = "price_exceeded", Caller, 402, "Nothing was charged: raise --max-price if it is worth that.";
     /// This release was bought for this processor before.
-    AlreadyBought = "already_bought", Caller, 409, "Have it again without a charge: chipbound redownload ORDER. To pay for another order: buy --again.";
+    AlreadyBought = "already_bought", Caller, 409, "Have it again without a charge, on the processor that it is for: chipbound redownload ORDER. To pay for another order: buy --again.";
     /// The receipt's time for downloading again is over.
     ReceiptExpired = "receipt_expired", Denied, 403, "The time for downloading again is over: order the program anew.";
     /// Something with this name is there already and differs.
-    Conflict = "conflict", Caller, 409, "Choose another name or version.";
+    Conflict = "conflict", Caller, 409, "Choose another name, place or version, or make way for this one; what is there was left as it is.";
     /// Too many requests.
     RateLimited = "rate_limited", Environment, 429, "Wait as long as Retry-After says, then try again.";
     /// Too many connections or deliveries at once.
@@ -252,9 +252,9 @@ codes! {
     /// What was kept of a delivery that was cut short is not what came, or the server's is another; it was thrown away.
     KeptPartAltered = "kept_part_altered", Environment, 409, "Run the same command again: the delivery begins anew, and nothing is charged twice.";
     /// Reading or writing failed.
-    Io = "io", Environment, 500, "Read the detail.";
+    Io = "io", Environment, 500, "See that the file, folder or address in the message is there and open to this user, then run the command again.";
     /// No processor answers.
-    ProcessorUnreachable = "processor_unreachable", Environment, 503, "Start the processor: chipbound-processor run.";
+    ProcessorUnreachable = "processor_unreachable", Environment, 503, "Start the processor (chipbound processor run), or name the socket of one that serves this user with --processor.";
     /// No server answers.
     ServerUnreachable = "server_unreachable", Environment, 503, "Check the address and that the server runs.";
     /// The server's TLS certificate is not trusted.
@@ -266,9 +266,9 @@ codes! {
     /// Ctrl-C.
     Cancelled = "cancelled", Caller, 499, "Run the same command again to go on.";
     /// A configuration file or flag is wrong.
-    ConfigInvalid = "config_invalid", Caller, 400, "Mend the line that is named.";
+    ConfigInvalid = "config_invalid", Caller, 400, "Mend the line or the option that is named.";
     /// A key file can be read by others, or is not ours.
-    InsecurePermissions = "insecure_permissions", Environment, 500, "chmod 600 the file and chown it to the daemon's user.";
+    InsecurePermissions = "insecure_permissions", Environment, 500, "chmod 600 the file and chown it to the user who runs this.";
     /// A sealed file does not open.
     Unsealable = "unsealable", Environment, 500, "The file was changed or belongs to another installation: restore it from a backup or enroll again.";
     /// The server's database cannot be reached now; nothing was changed.

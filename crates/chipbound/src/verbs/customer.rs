@@ -1,6 +1,6 @@
 //! The customer's verbs.
 
-use super::{bytes, logged_in, several};
+use super::{bytes, logged_in, parsed, several};
 use crate::api::Api;
 use crate::cli::Common;
 use crate::client::deliver::{Delivered, Wanted, Way, Wish, buy, redownload};
@@ -68,6 +68,7 @@ pub enum Verb {
     #[command(after_help = "Example:\n  chipbound cancel 7c9e6679f0a34de28b1dd0c1c4e0a9b2")]
     Cancel {
         /// The order's id, as `buy` showed it
+        #[arg(value_parser = parsed::<OrderId>)]
         order: OrderId,
     },
     /// Show the money of your account
@@ -88,7 +89,7 @@ pub enum Verb {
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
         /// How the content key relates to the processor: direct or common; the server's policy without it
-        #[arg(long, value_name = "MODE")]
+        #[arg(long, value_name = "MODE", value_parser = parsed::<KeyMode>)]
         key_mode: Option<KeyMode>,
         /// How the package comes
         #[command(flatten)]
@@ -97,7 +98,7 @@ pub enum Verb {
         #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u32).range(1..=8))]
         jobs: u32,
         /// Refuse to pay more than this, for each
-        #[arg(long, value_name = "AMOUNT")]
+        #[arg(long, value_name = "AMOUNT", value_parser = parsed::<Amount>)]
         max_price: Option<Amount>,
         /// Pay for another order of a release that was bought for this processor before
         #[arg(long)]
@@ -113,7 +114,7 @@ pub enum Verb {
     )]
     Downloads {
         /// Throw away what waits of this order; the order itself stays as it is
-        #[arg(long, value_name = "ORDER")]
+        #[arg(long, value_name = "ORDER", value_parser = parsed::<OrderId>)]
         give_up: Option<OrderId>,
     },
     /// Download again with a receipt, without a charge
@@ -160,6 +161,7 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
     let home = Home::locate(common.home.as_deref())?;
     match verb {
         Verb::Login { server, user, tls_root, password_file, token_file } => {
+            let server = server.trim_end_matches('/').to_owned(); // One server has one name here.
             let tls_root = tls_root.map(|path| read_text(&path)).transpose()?;
             let session = match token_file {
                 Some(file) => with_token(server, user, tls_root, &file).await?,
@@ -206,7 +208,7 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
             let (socket, to) = (home.processor(common.processor.as_deref()), destination(to).await?);
             let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
             let (transfer, path) = transfer(&device, &receipt, to).await?;
-            let text = format!("order {} is for processor {} from now on; there: chipbound redownload ORDER", transfer.order, transfer.to);
+            let text = format!("order {} is for processor {} from now on; there: chipbound redownload {0}", transfer.order, transfer.to);
             output.result(text, &json!({ "order": transfer.order, "from": transfer.from, "to": transfer.to, "path": path }));
             Ok(())
         }

@@ -6,6 +6,7 @@ use crate::control::{Description, describe, enroll, forget};
 use crate::home::Home;
 use crate::output::Output;
 use crate::receipts::moment;
+use chipbound_host::Speech;
 use chipbound_wire::{Digest, ProgramId, Result};
 use clap::Subcommand;
 use serde_json::json;
@@ -25,7 +26,7 @@ pub enum Verb {
         /// The authority's address, https://host:port
         #[arg(long, value_name = "URL")]
         authority: String,
-        /// The voucher
+        /// The voucher, or - for the first line of stdin
         #[arg(long, value_name = "VOUCHER")]
         voucher: String,
         /// The processor's socket, as --processor
@@ -49,11 +50,11 @@ pub enum Verb {
 pub fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()> {
     let home = || Home::locate(common.home.as_deref());
     match verb {
-        Verb::Daemon(command) => chipbound_processor::command::execute(command),
+        Verb::Daemon(command) => chipbound_processor::command::execute(command, Speech::new(common.json)),
         Verb::Enroll { authority, voucher, socket } => {
             let home = home()?;
             let socket = home.processor(socket.as_deref().or(common.processor.as_deref()));
-            let description = enroll(&socket, &authority, &voucher)?;
+            let description = enroll(&socket, &authority, &super::voucher(voucher)?)?;
             home.remember_processor(&socket)?;
             home.remember_authority(&description.root)?;
             show(&description, output);

@@ -1,6 +1,6 @@
 //! API tokens, for programs that use a server in the name of an account.
 
-use super::logged_in;
+use super::{logged_in, parsed};
 use crate::cli::Common;
 use crate::home::Home;
 use crate::output::Output;
@@ -22,7 +22,7 @@ pub enum Verb {
         /// Its name within the account
         name: String,
         /// What it lets do: read, buy, publish, operate, audit; may be repeated
-        #[arg(long = "scope", value_name = "SCOPE", required = true)]
+        #[arg(long = "scope", value_name = "SCOPE", required = true, value_parser = parsed::<Scope>)]
         scopes: Vec<Scope>,
         /// For how many days it counts, at most 366
         #[arg(long, default_value_t = 90)]

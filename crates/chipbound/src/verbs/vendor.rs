@@ -1,6 +1,6 @@
 //! The vendor's verbs: an identity certified by the authority, and releases signed with it.
 
-use super::{bytes, logged_in};
+use super::{bytes, logged_in, parsed};
 use crate::cli::Common;
 use crate::client::{Story, blocking};
 use crate::home::Home;
@@ -13,7 +13,7 @@ use chipbound_wire::bounded::{List, Text};
 use chipbound_wire::documents::Manifest;
 use chipbound_wire::signed::Signer;
 use chipbound_wire::suite::{Class, Format, KeyMode, LoaderVariables, Profile};
-use chipbound_wire::{Amount, Code, ProgramId, Refusal, Result};
+use chipbound_wire::{Amount, Code, KeyId, ProgramId, Refusal, Result};
 use clap::Subcommand;
 use serde_json::json;
 use std::fs::File;
@@ -46,7 +46,7 @@ pub enum Verb {
         /// The authority's address, https://host:port
         #[arg(long, value_name = "URL")]
         authority: String,
-        /// The voucher
+        /// The voucher, or - for the first line of stdin
         #[arg(long, value_name = "VOUCHER")]
         voucher: String,
     },
@@ -65,25 +65,25 @@ pub struct Publish {
     /// The program or other file
     file: PathBuf,
     /// The program's name: 1 to 64 characters of a-z 0-9 . _ + -
-    #[arg(long)]
+    #[arg(long, value_parser = program_name)]
     name: String,
     /// The version's name
     #[arg(long)]
     version: String,
     /// The price, such as "12.50 EUR"
-    #[arg(long, value_name = "AMOUNT")]
+    #[arg(long, value_name = "AMOUNT", value_parser = parsed::<Amount>, allow_hyphen_values = true)]
     price: Amount,
     /// data or elf; found out from the file without it
     #[arg(long, value_parser = format)]
     format: Option<Format>,
     /// What of a program is sealed: code, or code+constants, which is all that nobody writes to while it runs [default: code]
-    #[arg(long, value_name = "PROFILE")]
+    #[arg(long, value_name = "PROFILE", value_parser = parsed::<Profile>)]
     profile: Option<Profile>,
     /// A class of key store that may open it, once for each; software only where you name it
-    #[arg(long, value_name = "CLASS", required = true)]
+    #[arg(long, value_name = "CLASS", required = true, value_parser = parsed::<Class>)]
     class: Vec<Class>,
     /// A key mode that the server may use, once for each; every mode without it
-    #[arg(long, value_name = "MODE")]
+    #[arg(long, value_name = "MODE", value_parser = parsed::<KeyMode>)]
     key_mode: Vec<KeyMode>,
     /// Let processors open it to a file (data)
     #[arg(long)]
@@ -93,7 +93,7 @@ pub struct Publish {
     #[arg(long, value_name = "PROGRAM")]
     reader: Vec<String>,
     /// What happens to LD_* and GLIBC_TUNABLES when it starts: forbid or allow
-    #[arg(long, value_name = "POLICY", default_value = "forbid")]
+    #[arg(long, value_name = "POLICY", default_value = "forbid", value_parser = parsed::<LoaderVariables>)]
     loader_variables: LoaderVariables,
     /// The release's place in the order of releases; one above the newest without it
     #[arg(long, value_name = "N")]
@@ -106,11 +106,16 @@ pub struct Publish {
     vendor: Option<PathBuf>,
 }
 
-fn format(text: &str) -> Result<Format> {
+fn format(text: &str) -> std::result::Result<Format, String> {
     match text {
         "elf" => Ok(Format::ElfX8664),
-        other => other.parse(),
+        other => parsed(other),
     }
+}
+
+/// What can follow the vendor in a program's id.
+fn program_name(text: &str) -> std::result::Result<String, String> {
+    ProgramId::new(&KeyId([0; 32]), text).map(|id| id.name().to_owned()).map_err(|refusal| refusal.detail)
 }
 
 /// Does a verb of the vendor's identity.
@@ -118,7 +123,7 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
     let home = Home::locate(common.home.as_deref())?;
     let folder = |dir: Option<PathBuf>| dir.unwrap_or_else(|| home.path().join("vendor"));
     let identity = match verb {
-        Verb::Init { dir, authority, voucher } => Identity::enroll(&folder(dir), &authority, &voucher).await?,
+        Verb::Init { dir, authority, voucher } => Identity::enroll(&folder(dir), &authority, &super::voucher(voucher)?).await?,
         Verb::Show { dir } => Identity::load(&folder(dir))?,
     };
     let certified = identity.certified(now())?;
@@ -143,13 +148,17 @@ pub async fn publish(arguments: Publish, common: &Common, output: &Output) -> Re
     let program = ProgramId::new(&identity.certified(now())?.key_id(), &arguments.name)?;
     let newest = api.programs().await?.into_iter().find(|r| r.program == program).map_or(0, |r| r.sequence);
 
-    let mut file = File::open(&arguments.file).map_err(|e| Refusal::io(arguments.file.display(), e))?;
+    let failed = |e| Refusal::io(arguments.file.display(), e);
+    let mut file = File::open(&arguments.file).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(Refusal::new(Code::UnsupportedProgram, format!("{} is no file", arguments.file.display())));
+    }
     let manifest = manifest(&arguments, program, newest + 1, &file).await?;
     let (size, price) = (manifest.plain_size, arguments.price);
     let signed = Signer { key: identity.key(), chain: identity.chain() }.sign(&manifest)?;
     let upload = api.announce(&NewRelease { manifest: Base64(signed), price }).await?;
 
-    file.rewind().map_err(|e| Refusal::io(arguments.file.display(), e))?;
+    file.rewind().map_err(failed)?;
     let sent = Arc::new(AtomicU64::new(0));
     let source = Counted { file: tokio::fs::File::from_std(file), sent: sent.clone() };
     let mut uploading = std::pin::pin!(api.upload(&upload, size, source));

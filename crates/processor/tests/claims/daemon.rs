@@ -423,6 +423,25 @@ fn a_second_daemon_on_one_socket_is_refused_and_a_dead_ones_socket_is_taken_over
 }
 
 #[test]
+fn two_daemons_never_share_their_keys_and_state_whatever_sockets_they_serve() {
+    let folder = tempfile::tempdir().expect("folder");
+    let home = folder.path().join("processor");
+    let config = install(&home);
+    let first = Daemon::start(&home);
+    let path = home.join("processor.toml");
+    let written = fs::read_to_string(&path).expect("configuration");
+    let interpreter = fs::read(home.join("interpreter")).expect("interpreter");
+    fs::write(&path, written.replace("socket = \"processor.sock\"", "socket = \"other.sock\"")).expect("another socket");
+    let said = Daemon::try_start(&home).err().expect("refused");
+    assert!(said.contains("error[conflict]: another daemon has the keys in") && said.contains(&*config.state.to_string_lossy()), "{said}");
+    assert_eq!(fs::read(home.join("interpreter")).expect("interpreter"), interpreter, "packages still find the first");
+    fs::write(&path, written).expect("as it was");
+    described(&first);
+    assert!(first.stop().success());
+    assert!(Daemon::start(&home).stop().success());
+}
+
+#[test]
 fn a_used_folder_is_never_initialised_again() {
     let folder = tempfile::tempdir().expect("folder");
     let home = folder.path().join("processor");
