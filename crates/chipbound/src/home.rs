@@ -14,7 +14,7 @@
 
 use chipbound_host::files::{create_private_folder, read_private, write_durably};
 use chipbound_transport::ServerTrust;
-use chipbound_wire::limits::MAX_PROOF_FILE;
+use chipbound_wire::limits::{MAX_DOCUMENT, MAX_PROOF_FILE};
 use chipbound_wire::{Code, Digest, OrderId, Refusal, Result, Time};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -97,7 +97,7 @@ impl Home {
     /// The log-in, if any.
     pub fn session_if_any(&self) -> Result<Option<Session>> {
         let path = self.0.join("session.json");
-        if !path.exists() {
+        if !path.try_exists().map_err(|e| Refusal::io(path.display(), e))? {
             return Ok(None);
         }
         let bytes = read_private(&path, MAX_SESSION)?;
@@ -196,6 +196,14 @@ impl Home {
         let path = self.receipt_path(order).with_extension("transfer");
         write_durably(&path, transfer, 0o600)?;
         Ok(path)
+    }
+
+    /// The signed transfer of an order that was stored last, if any.
+    pub fn transfer(&self, order: &OrderId) -> Result<Option<Vec<u8>>> {
+        match self.receipt_path(order).with_extension("transfer") {
+            path if path.exists() => chipbound_host::files::read(&path, MAX_DOCUMENT).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// All stored receipts: path and bytes.

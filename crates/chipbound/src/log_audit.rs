@@ -25,14 +25,16 @@ pub enum Source {
 }
 
 impl Source {
-    /// The server with this address, or else the folder.
-    pub fn of(name: &str, tls_root: Option<&Path>) -> Result<Self> {
+    /// The server with this address, or else the folder. Without a TLS root it is trusted as by the log-in, where that is at this server.
+    pub fn of(name: &str, tls_root: Option<&Path>, home: &Home) -> Result<Self> {
         if !name.starts_with("https://") {
             return Ok(Self::Folder(PathBuf::from(name)));
         }
-        let trust = match tls_root {
-            Some(path) => ServerTrust::root_from_pem(&chipbound_host::files::read(path, 64 * 1024)?)?,
-            None => ServerTrust::WebPki,
+        let name = name.trim_end_matches('/');
+        let trust = match (tls_root, home.session_if_any()?) {
+            (Some(path), _) => ServerTrust::root_from_pem(&chipbound_host::files::read(path, 64 * 1024)?)?,
+            (None, Some(session)) if session.server == name => session.trust()?,
+            (None, _) => ServerTrust::WebPki,
         };
         Ok(Self::Server(Box::new(Client::new(name, trust)?)))
     }

@@ -98,11 +98,12 @@ pub fn find(home: &Home, name: &str) -> Result<Found> {
     if path.exists() {
         return read_file(path);
     }
-    if let Ok(number) = name.parse::<u64>() {
-        return of_number(home, number);
-    }
     let unknown = |what: &str| Refusal::new(Code::UnknownOrder, format!("{name} is no file, and no receipt of {what} is kept here"));
-    let order = name.parse::<OrderId>().map_err(|_| unknown("that order or number"))?;
+    let order = match (name.parse::<OrderId>(), name.parse::<u64>()) {
+        (Ok(order), _) => order, // Also one that happens to have no letter.
+        (_, Ok(number)) => return of_number(home, number),
+        _ => return Err(unknown("that order or number")),
+    };
     match home.receipt_path(&order) {
         kept if kept.exists() => read_file(&kept),
         _ => Err(unknown("that order")),
@@ -111,7 +112,10 @@ pub fn find(home: &Home, name: &str) -> Result<Found> {
 
 /// A receipt with its proof beside it, or one that was exported with it.
 fn read_file(path: &Path) -> Result<Found> {
-    let bytes = chipbound_host::files::read(path, MAX_DOCUMENT + MAX_PROOF_FILE)?;
+    let bytes = chipbound_host::files::read(path, MAX_DOCUMENT + MAX_PROOF_FILE).map_err(|refusal| match refusal.code {
+        Code::TooLarge => Refusal::new(Code::WrongDocument, format!("{} is no receipt: it is larger than any", path.display())),
+        _ => refusal,
+    })?;
     if let Ok(ExportedReceipt { receipt, proof }) = decode(&bytes) {
         return Ok(Found { receipt: receipt.into_vec(), proof: proof.map(chipbound_wire::bounded::Bytes::into_vec) });
     }

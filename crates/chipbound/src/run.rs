@@ -6,8 +6,10 @@
 
 use crate::control::{Conversation, unexpected};
 use crate::output::Output;
+use crate::verbs::parsed;
 use crate::with::{Taken, With};
 use chipbound_processor::run::LOADER_VARIABLES;
+use chipbound_sealing::Package;
 use chipbound_wire::bounded::{Bytes, List, decode};
 use chipbound_wire::control::{How, Request, Response, WayHere};
 use chipbound_wire::suite::Mapping;
@@ -36,7 +38,7 @@ pub struct Wishes {
     #[arg(long, value_name = "NAME=PACKAGE")]
     pub with: Vec<With>,
     /// The way its code takes into the process: sealed-memfd, anonymous (huge pages) or memfd-exec [default: as the processor chooses]
-    #[arg(long, value_name = "WAY")]
+    #[arg(long, value_name = "WAY", value_parser = parsed::<Mapping>)]
     pub mapping: Option<Mapping>,
     /// Say which way would be taken and what stands in the others; start nothing
     #[arg(long)]
@@ -79,7 +81,22 @@ pub fn run(socket: &Path, wishes: &Wishes, arguments: &[OsString], output: &Outp
             Ok(())
         }
         Err(refusal) if refusal.code == Code::NotFound => Err((refusal, NOT_FOUND)),
+        Err(refusal) if refusal.code == Code::NotAPackage && !wishes.with.is_empty() => {
+            Err((blamed(refusal, name, &wishes.with), CANNOT_START))
+        }
         Err(refusal) => Err((refusal, CANNOT_START)),
+    }
+}
+
+/// The same refusal with the name of the file that is no package, of the several that the command line names.
+fn blamed(refusal: Refusal, name: &OsStr, with: &[With]) -> Refusal {
+    let no_package = |path: &Path| File::open(path).is_ok_and(|file| Package::read(&file).is_err());
+    let named = find(name).into_iter().chain(with.iter().map(|with| with.package.clone()));
+    match named.into_iter().find(|path| no_package(path)) {
+        Some(path) if !refusal.detail.contains(&*path.to_string_lossy()) => {
+            Refusal::new(refusal.code, format!("{}: {}", path.display(), refusal.detail))
+        }
+        _ => refusal,
     }
 }
 

@@ -3,6 +3,7 @@
 //! This process never has the plaintext. It only chooses the number of the descriptor, and keeps it taken until its exec; the processor
 //! puts the data there once nobody but the program can get at it.
 
+use chipbound_processor::run::LOADER_VARIABLES;
 use chipbound_wire::limits::MAX_WITH;
 use chipbound_wire::{Code, Refusal, Result};
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
@@ -29,6 +30,9 @@ impl FromStr for With {
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text.split_once('=') {
+            Some((name, _)) if LOADER_VARIABLES.iter().any(|start| format!("{name}=").starts_with(start)) => {
+                Err(format!("{name} is the dynamic linker's own: name another variable"))
+            }
             Some((name, package)) if !name.is_empty() && !package.is_empty() => Ok(Self { name: name.to_owned(), package: package.into() }),
             _ => Err("expected NAME=PACKAGE: the environment variable that gets the path, and a package of data".into()),
         }
@@ -87,7 +91,7 @@ mod tests {
     #[test]
     fn a_variable_and_a_package_are_told_apart_at_the_first_equals_sign() {
         assert_eq!("A=b=c".parse(), Ok(With { name: "A".into(), package: "b=c".into() }));
-        for bad in ["", "A", "=b", "A=", "="] {
+        for bad in ["", "A", "=b", "A=", "=", "LD_PRELOAD=b", "GLIBC_TUNABLES=b"] {
             assert!(bad.parse::<With>().is_err(), "{bad}");
         }
     }

@@ -6,7 +6,7 @@ mod common;
 
 use chipbound_wire::api::Ticket;
 use chipbound_wire::{Code, OrderId};
-use common::{PASSWORD, PROCESSOR, SERVER, World, flipped, good, json_lines, refused, refused_at};
+use common::{DEPOSIT, PASSWORD, PROCESSOR, SERVER, World, flipped, good, json_lines, refused, refused_at};
 use std::path::Path;
 use std::process::Command;
 
@@ -59,10 +59,12 @@ fn what_cannot_be_bought_is_refused_before_anything_is_held() {
     refused_at(&world, &[SERVER], world.as_user("acme", &["buy", "busybox"]), Code::Forbidden);
     std::fs::write(world.work("busybox"), "mine").unwrap();
     refused(world.ada(&["buy", "busybox"]), Code::Conflict);
-    refused(world.ada(&["buy", "busybox", "-o", "/nowhere/busybox"]), Code::Io);
-    assert_eq!((world.balance().0.as_str(), world.receipts()), ("90.00 EUR", 0), "held for the last, which could not be stored");
+    let said = refused(world.ada(&["buy", "busybox", "-o", "/nowhere/busybox"]), Code::Io);
+    assert!(said.contains("cannot create /nowhere/busybox"), "{said}");
+    refused(world.ada(&["buy", "busybox", "-o", "/dev/null"]), Code::Conflict);
+    assert_eq!((world.balance().0.as_str(), world.receipts()), (DEPOSIT, 0), "nothing is held for what could not be stored");
     assert_eq!(std::fs::read(world.work("busybox")).unwrap(), b"mine");
-    good(world.ada(&["buy", "busybox", "-o", "bought"])); // It goes on with the order whose price is held.
+    good(world.ada(&["buy", "busybox", "-o", "bought"])); // Nothing of the wrong places is remembered.
     assert_eq!((world.balance().0.as_str(), world.receipts()), ("90.00 EUR", 1));
 }
 
@@ -113,6 +115,22 @@ fn a_purchase_that_a_receipt_would_give_for_nothing_is_refused_and_the_receipt_g
 
     good(world.ada(&["buy", "ls", "--again", "-o", "paid-again"]));
     assert_eq!((world.balance().0.as_str(), world.receipts()), ("80.00 EUR", 2));
+}
+
+#[test]
+fn what_was_given_back_is_bought_again_like_anything_else() {
+    let world = World::start("", 1);
+    world.publish(Path::new("/bin/ls"), "ls", "1", &[]);
+    world.buy("ls", &[]);
+    let order = json_lines(&good(world.ada(&["--json", "receipts"])))[0]["order"].as_str().unwrap().to_owned();
+    let config = world.folder.path().join("server/server.toml");
+    good(world.ada(&["account", "refund", "--order", &order, "--config"]).arg(&config));
+    let said = refused(world.ada(&["redownload", &order, "-o", "no"]), Code::OrderRefunded);
+    assert!(said.contains("chipbound buy"), "{said}");
+    assert_eq!(world.balance().0, DEPOSIT);
+    good(world.ada(&["buy", "ls", "-o", "second"]));
+    assert_eq!((world.balance().0.as_str(), world.receipts()), ("90.00 EUR", 2));
+    refused(world.ada(&["buy", "ls", "-o", "third"]), Code::AlreadyBought);
 }
 
 #[test]

@@ -39,6 +39,13 @@ fn a_transferred_purchase_opens_on_the_new_processor_and_never_again_on_the_old_
     refused(world.ada(&["open", "first", "-o", "no"]), Code::OrderRetired);
     refused(world.ada(&["redownload", &order, "-o", "none"]), Code::ProcessorMismatch);
     on_the_second(&world, &order, &second, "moved");
+    // Nobody pays for it twice by habit, here or there.
+    let said = refused(world.ada(&["buy", "data", "-o", "no"]), Code::AlreadyBought);
+    assert!(said.contains("which was transferred to processor"), "{said}");
+    let said = refused(world.ada(&["buy", "data", "-o", "no", "--processor", &second]), Code::AlreadyBought);
+    assert!(said.contains("which is for this processor since it was transferred"), "{said}");
+    let verified = world.ada(&["verify", "first"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&verified.stderr).contains("does not open here any more"), "{verified:?}");
     // It does not come back: the first gave it up for ever. The second keeps it.
     let first = world.daemons.sockets[0].to_str().unwrap();
     refused(world.ada(&["transfer", &order, "--to", first, "--processor", &second]), Code::OrderRetired);

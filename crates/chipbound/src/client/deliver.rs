@@ -112,6 +112,7 @@ pub async fn buy(device: &Device<'_>, wish: &Wish) -> Result<Delivered> {
     };
     let (delivered, in_log) = match order.state {
         OrderState::Confirmed => {
+            Partial::beside(&errand.target)?; // A place that cannot be written is found out before anything is held.
             device.api.agree(&confirmation.order, confirmation.digest(), wish.payment.clone()).await?;
             device.story.step(1002, &format!("agreed: {} held, nothing taken", confirmation.price), json!({ "held": confirmation.price }));
             carry(device, &confirmation, &trust, &errand).await
@@ -162,6 +163,9 @@ async fn first_path(device: &Device<'_>) -> Result<Account> {
 async fn fetch_again(device: &Device<'_>, receipt: &[u8], trust: &Trust, errand: Errand) -> Result<(Delivered, Result<()>)> {
     let order = device.api.redownload(receipt).await?;
     let (confirmation, transferred) = verify_again(&order, receipt, trust)?;
+    if let Some(word) = order.transfer.as_ref().filter(|_| transferred) {
+        device.home.store_transfer(&confirmation.order, &word.0)?;
+    }
     let errand = Errand { transferred, ..errand };
     device.story.step(
         1002,

@@ -35,11 +35,14 @@ pub struct Partial {
 }
 
 impl Partial {
-    /// Makes the file.
+    /// Makes the file; [`Code::Conflict`] where the target is something else than a file, which would be replaced.
     pub fn beside(target: &Path) -> Result<Self> {
         let target = std::path::absolute(target).map_err(|e| Refusal::io(target.display(), e))?;
         if target.is_dir() {
             return Err(Refusal::new(Code::Conflict, format!("{} is a folder; name a file", target.display())));
+        }
+        if target.symlink_metadata().is_ok_and(|meta| !meta.is_file() && !meta.is_symlink()) {
+            return Err(Refusal::new(Code::Conflict, format!("{} is there and is no file; name another with -o", target.display())));
         }
         Ok(Self { pending: Pending::create(&target, 0o666)?, target })
     }
@@ -182,6 +185,19 @@ mod tests {
         let (_reader, writer) = io::pipe().unwrap();
         let pipe = File::from(std::os::fd::OwnedFd::from(writer));
         assert!(is_unsupported(copy_in_kernel(&from, &pipe, 0, 1).unwrap_err()));
+    }
+
+    #[test]
+    fn a_folder_a_device_or_a_pipe_is_never_replaced_by_a_package() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        for place in [folder.path(), &pipe, Path::new("/dev/null")] {
+            assert_eq!(Partial::beside(place).unwrap_err().code, Code::Conflict, "{}", place.display());
+        }
+        assert_eq!(names(folder.path()), ["pipe"]);
+        let said = Partial::beside(&folder.path().join("none/tool")).unwrap_err().detail;
+        assert!(said.contains("/none/tool: ") && !said.contains(".part"), "it names what was asked for: {said}");
     }
 
     #[tokio::test]

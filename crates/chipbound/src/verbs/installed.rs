@@ -245,8 +245,8 @@ fn uninstall(output: &Output, name: &str, bin: Option<&Path>) -> Result<()> {
 async fn verify(socket: &Path, output: &Output, package: &Path) -> Result<()> {
     let target = find(package)?;
     let shown = target.display().to_string();
-    let (library, opened) = match File::open(&target) {
-        Ok(file) => (parts(&file).ok().and_then(|parts| parts.library), vec![file.into()]),
+    let (known, opened) = match File::open(&target) {
+        Ok(file) => (parts(&file).ok(), vec![file.into()]),
         Err(e) if e.kind() == ErrorKind::PermissionDenied => (None, Vec::new()), // The processor looks by itself.
         Err(e) => return Err(Refusal::io(&shown, e)),
     };
@@ -263,7 +263,12 @@ async fn verify(socket: &Path, output: &Output, package: &Path) -> Result<()> {
     let ours = describe(socket)?.interpreter.map(|i| path(&i));
     let (works, direct) = direct_start(named.as_deref(), ours.as_deref());
     let title = &*title;
+    let data = known.as_ref().is_some_and(|parts| parts.terms.format == Format::Data);
+    let library = known.and_then(|parts| parts.library);
     let last = match library {
+        None if data => {
+            "data: nothing starts it; programs have it by chipbound run --with, or chipbound open where its vendor allows".to_owned()
+        }
         None => format!("direct start: {direct}"),
         Some(Library::Placed) => "shared library: it asks this machine's processor when a program loads it".to_owned(),
         Some(Library::Unplaced) => "shared library: it asks no processor, so that no program can load it; chipbound install it".to_owned(),
@@ -297,6 +302,7 @@ fn doubt(code: Code) -> &'static str {
         Code::ProcessorMismatch | Code::NotReceived | Code::NotReleased | Code::TokenMismatch | Code::WrapInvalid => {
             "does not open here: this processor did not receive it, or it was not released"
         }
+        Code::OrderRetired => "does not open here any more: the purchase was transferred",
         Code::ClassRefused | Code::SequenceTooOld | Code::UseForbidden => "does not open here: its vendor does not allow it",
         _ => "it could not be found out whether it is whole and opens here",
     }

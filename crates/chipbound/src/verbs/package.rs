@@ -72,7 +72,10 @@ async fn open(socket: PathBuf, output: &Output, package: &Path, target: &Path) -
     let failed = |e| Refusal::io(target.display(), e);
     if target == Path::new("-") {
         let to = std::io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
-        return opened(ask(socket, output, Request::Open, vec![package.into(), to]).await?).map(drop);
+        return match ask(socket, output, Request::Open, vec![package.into(), to]).await.and_then(opened) {
+            Err(refusal) if refusal.code == Code::Cancelled => Ok(()), // A reader that went away is no error.
+            other => other.map(drop),
+        };
     }
     let mut pending = Pending::create(target, 0o666)?;
     let to = pending.file().try_clone().map_err(failed)?;

@@ -72,7 +72,7 @@ pub enum Verb {
         /// The authority's root certificate, PEM or DER [default: the authorities met here]
         #[arg(long, value_name = "FILE")]
         root: Option<PathBuf>,
-        /// The server's private TLS root in PEM; without it the public roots are trusted
+        /// The server's private TLS root in PEM [default: that of the log-in, where it is at this server, else the public roots]
         #[arg(long, value_name = "FILE")]
         tls_root: Option<PathBuf>,
     },
@@ -87,7 +87,7 @@ pub async fn execute(verb: Verb, home: &Home, output: &Output) -> Result<()> {
         Verb::Export { receipt, output: file } => export(home, output, &receipt, file),
         Verb::AuditLog { log, root, tls_root } => {
             let roots = receipts::roots(home, root.as_deref())?;
-            let report = audit(Source::of(&log, tls_root.as_deref())?, &roots, home).await?;
+            let report = audit(Source::of(&log, tls_root.as_deref(), home)?, &roots, home).await?;
             output.result(report.lines().join("\n"), &report.value());
             Ok(())
         }
