@@ -254,8 +254,8 @@ impl CommonPackage {
 
 /// What vendors published.
 pub trait Releases {
-    /// Announces a release of `program`. [`chipbound_wire::Code::Conflict`] where the version is there already or the sequence
-    /// does not rise, [`chipbound_wire::Code::Forbidden`] where the vendor's releases are another account's,
+    /// Announces a release of `program`, in the place of an earlier announcement of that version.
+    /// [`chipbound_wire::Code::Conflict`] where the version is there already or the sequence does not rise, [`chipbound_wire::Code::Forbidden`] where the vendor's releases are another account's,
     /// [`chipbound_wire::Code::RateLimited`] where 64 uploads of the account are open.
     fn announce(
         &self,

@@ -2,7 +2,9 @@
 
 use super::books::Books;
 use super::sql::{Lock, Row, Tx, all, first, number, signed, unreadable, values};
-use super::{CommonPackage, PendingUpload, Releases, StoredRelease, accounts};
+use super::{CommonPackage, PendingUpload, Releases, StoredRelease};
+use chipbound_wire::documents::Manifest;
+use chipbound_wire::signed::read_claims;
 use chipbound_wire::suite::Aead;
 use chipbound_wire::{AccountId, Code, Digest, ProgramId, Refusal, Result, Time};
 
@@ -88,6 +90,18 @@ fn insert(tx: &dyn Tx, new: &StoredRelease) -> Result<()> {
     )
 }
 
+/// Forgets earlier announcements of that version, such as a killed publish leaves behind: the newest one counts.
+fn forget_uploads(tx: &dyn Tx, account: AccountId, program: &ProgramId, version: &str) -> Result<()> {
+    let list = "SELECT upload, signed_manifest FROM uploads WHERE account = $1";
+    let open = all(tx, list, values![&account], |row| Ok((row.text("upload")?, row.bytes("signed_manifest")?)))?;
+    for (upload, manifest) in open {
+        if read_claims::<Manifest>(&manifest).is_ok_and(|old| old.program == *program && *old.version == *version) {
+            tx.put("DELETE FROM uploads WHERE upload = $1", values![&upload])?;
+        }
+    }
+    Ok(())
+}
+
 /// The common package of a release and an AEAD.
 const COMMON_PACKAGE: &str = "SELECT * FROM common_packages WHERE manifest = $1 AND aead = $2";
 
@@ -95,8 +109,9 @@ impl Releases for Books {
     async fn announce(&self, upload: &PendingUpload, program: &ProgramId, version: &str, sequence: u64) -> Result<()> {
         let (upload, program, version) = (upload.clone(), program.clone(), version.to_owned());
         let announce = move |tx: &dyn Tx| {
-            accounts::lock(tx, &upload.account)?;
+            tx.alone(Lock::Publishing)?;
             check_new(tx, upload.account, &program, &version, sequence)?;
+            forget_uploads(tx, upload.account, &program, &version)?;
             if number(tx, "SELECT count(*) AS n FROM uploads WHERE account = $1", values![&upload.account])? >= UPLOADS {
                 return Err(Refusal::new(Code::RateLimited, format!("{UPLOADS} releases wait for their plaintext already")));
             }
@@ -131,7 +146,7 @@ impl Releases for Books {
         let publish = move |tx: &dyn Tx| {
             tx.alone(Lock::Publishing)?;
             if tx.execute("DELETE FROM uploads WHERE upload = $1", values![&upload])? != 1 {
-                return Err(Refusal::new(Code::Conflict, "the upload was published or ran out meanwhile"));
+                return Err(Refusal::new(Code::Conflict, "the upload was published, announced anew or ran out meanwhile"));
             }
             check_new(tx, new.vendor, &new.program, &new.version, new.sequence)?;
             insert(tx, &new)

@@ -98,6 +98,30 @@ async fn a_vendor_who_goes_away_while_the_release_is_recorded_leaves_it_whole() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_is_announced_again_and_again_takes_one_place() {
+    let world = World::new().await;
+    let vera = world.log_in("vera").await;
+    let plain = sample(70_000);
+    let announce = async |version: &str, price| {
+        let manifest = world.vendor.sign(&world.manifest("tool", version, 1, &plain));
+        vera.post::<Upload>("/v1/releases", &NewRelease { manifest: Base64(manifest), price: eur(price) }).await
+    };
+    for turn in 1..64 {
+        announce(&format!("0.{turn}"), 100).await.expect("another version");
+    }
+    let first = announce("1.0", 100).await.expect("the last place");
+    let mut newest = first.upload.clone();
+    for _ in 0..100 {
+        newest = announce("1.0", 250).await.expect("the same version").upload; // As after a publish that was killed.
+    }
+    assert_eq!(code(announce("1.1", 100).await), Code::RateLimited);
+    assert_eq!(code(vera.upload(&first.upload, &plain).await), Code::NotFound, "the newest announcement counts");
+    vera.upload(&newest, &plain).await.expect("the newest");
+    let catalogue: Catalogue = vera.get("/v1/programs").await.unwrap();
+    assert_eq!(catalogue.programs.iter().map(|r| (r.version.as_str(), r.price)).collect::<Vec<_>>(), [("1.0", eur(250))]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_manifest_that_no_certified_vendor_signed_for_itself_is_refused() {
     let world = World::new().await;
     let vera = world.log_in("vera").await;

@@ -72,6 +72,7 @@ tests! {
     pipeline::nothing_is_written_outside_of_a_transaction,
     rest::a_release_is_new_and_its_sequence_rises,
     rest::two_uploads_of_one_version_publish_it_once,
+    rest::a_version_that_is_announced_anew_is_published_by_its_newest_announcement,
     rest::a_common_package_is_made_once,
     rest::a_parcel_is_kept_for_its_terms_until_it_is_forgotten_replaced_late_or_without_room,
     rest::an_order_moves_to_another_processor_once_and_never_back,

@@ -5,7 +5,11 @@ use crate::storage::{
     Accounts, CommonPackage, NewAccount, NewTransfer, Orders, Parcels, PendingUpload, Releases, StoredParcel, StoredRelease, Transfers,
 };
 use chipbound_session::Roots;
+use chipbound_testkit::{Pki, documents};
 use chipbound_wire::api::{AccountRole, OrderState};
+use chipbound_wire::bounded::Text;
+use chipbound_wire::certificate::Role;
+use chipbound_wire::documents::Manifest;
 use chipbound_wire::suite::{Aead, Kem};
 use chipbound_wire::{AccountId, Code, Digest, KeyId, OrderId};
 
@@ -41,6 +45,28 @@ pub(super) async fn two_uploads_of_one_version_publish_it_once(books: Fixture) {
     books.repository.publish("a", &new).await.expect("published");
     assert_eq!(code(books.repository.publish("b", &new).await), Code::Conflict);
     assert_eq!(code(books.repository.publish("a", &new).await), Code::Conflict);
+}
+
+pub(super) async fn a_version_that_is_announced_anew_is_published_by_its_newest_announcement(books: Fixture) {
+    let vendor = Pki::new(NOW).holder(Role::Vendor);
+    let signed = |version: &str| {
+        let manifest = documents::manifest(&vendor.id(), b"plain");
+        vendor.sign(&Manifest { version: Text::new(version).expect("a version"), ..manifest })
+    };
+    let program = documents::manifest(&vendor.id(), b"plain").program;
+    let announce = async |name: &str, version: &str| {
+        let manifest = signed(version); // Other bytes each time.
+        let upload = PendingUpload { upload: name.to_owned(), account: VENDOR, manifest, price: eur(1), expires_at: NOW.after(60) };
+        books.repository.announce(&upload, &program, version, 1).await.expect("announced");
+    };
+    announce("a", "1.0").await;
+    announce("b", "1.1").await;
+    announce("c", "1.0").await;
+    let new = StoredRelease { program: program.clone(), ..release(b"x", "tool", "1.0", 1) };
+    assert_eq!(code(books.repository.upload("a", VENDOR, NOW).await), Code::NotFound);
+    assert_eq!(code(books.repository.publish("a", &new).await), Code::Conflict, "it was under way");
+    books.repository.upload("b", VENDOR, NOW).await.expect("another version stays");
+    books.repository.publish("c", &new).await.expect("published");
 }
 
 pub(super) async fn a_common_package_is_made_once(books: Fixture) {
