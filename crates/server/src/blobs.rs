@@ -8,10 +8,14 @@ use chipbound_wire::{Code, Digest, Hex, Refusal, Result, SystemRandom};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{GetResultPayload, MultipartUpload, ObjectStoreExt as _};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{DirEntry, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Bytes that are written at once.
@@ -22,6 +26,31 @@ const PART: usize = 1024 * 1024;
 pub struct Blobs {
     store: std::sync::Arc<LocalFileSystem>,
     folder: PathBuf,
+}
+
+/// A server works with the folder of blobs for as long as this lives.
+#[derive(Debug)]
+pub struct Entered {
+    folder: File,
+    alone: bool,
+}
+
+impl Entered {
+    /// Whether no other server works with the folder, nor can until [`Self::share`].
+    #[must_use]
+    pub fn alone(&self) -> bool {
+        self.alone
+    }
+
+    /// Lets other servers in.
+    pub fn share(&mut self) -> Result<()> {
+        self.alone = false;
+        flock(&self.folder, FlockOperation::LockShared).map_err(|e| cannot_lock(e.into()))
+    }
+}
+
+fn cannot_lock(error: std::io::Error) -> Refusal {
+    Refusal::io("locking the store of programs", error)
 }
 
 /// What was written.
@@ -155,9 +184,23 @@ impl Blobs {
         }
     }
 
+    /// Says that a server works with the folder, for as long as what is returned lives (flock(2)). Waits while one that found itself
+    /// alone tidies up.
+    pub fn enter(&self) -> Result<Entered> {
+        let folder = File::open(&self.folder).map_err(cannot_lock)?;
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Entered { folder, alone: true }),
+            Err(Errno::WOULDBLOCK) => {
+                flock(&folder, FlockOperation::LockShared).map_err(|e| cannot_lock(e.into()))?;
+                Ok(Entered { folder, alone: false })
+            }
+            Err(e) => Err(cannot_lock(e.into())),
+        }
+    }
+
     /// Removes every file to which nothing in `in_use` refers: what a killed server left half-written. Only before anything is
-    /// being written. Returns how many.
-    pub fn sweep(&self, in_use: &HashSet<String>) -> Result<usize> {
+    /// being written, or beside other servers with `spared` above zero: what was changed for less than that time ago stays. Returns how many.
+    pub fn sweep(&self, in_use: &HashSet<String>, spared: Duration) -> Result<usize> {
         let mut removed = 0;
         for kind in Kind::ALL {
             let folder = self.folder.join(kind.folder());
@@ -165,14 +208,24 @@ impl Blobs {
             for entry in std::fs::read_dir(&folder).map_err(failed)? {
                 let entry = entry.map_err(failed)?;
                 let name = format!("{}/{}", kind.folder(), entry.file_name().to_string_lossy());
-                if !in_use.contains(&name) {
-                    std::fs::remove_file(entry.path()).map_err(failed)?;
-                    removed += 1;
+                if in_use.contains(&name) || !spared.is_zero() && !is_older(&entry, spared) {
+                    continue;
+                }
+                match std::fs::remove_file(entry.path()) {
+                    Ok(()) => removed += 1,
+                    Err(e) if e.kind() == ErrorKind::NotFound => {} // Another server was at it.
+                    Err(e) => return Err(failed(e)),
                 }
             }
         }
         Ok(removed)
     }
+}
+
+/// Whether the file is there and was not changed for so long.
+fn is_older(entry: &DirEntry, than: Duration) -> bool {
+    let changed = entry.metadata().and_then(|file| file.modified());
+    changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > than))
 }
 
 /// A blob that is being written. Dropped before [`Self::finish`], it never was.
@@ -276,9 +329,35 @@ mod tests {
         writing.put(&vec![1; PART + 1]).await.expect("put");
         assert!(blobs.read(&half).await.is_err(), "not there before it is finished");
         std::mem::forget(writing); // As if the server were killed now.
-        let removed = blobs.sweep(&HashSet::from([kept.clone()])).expect("swept");
+        let removed = blobs.sweep(&HashSet::from([kept.clone()]), Duration::ZERO).expect("swept");
         assert!(removed >= 1);
         assert!(blobs.read(&kept).await.is_ok() && blobs.read(&lost).await.is_err());
         assert_eq!(std::fs::read_dir(blobs.folder.join("plain")).expect("the folder").count(), 0, "nothing half-written is left");
+    }
+
+    #[tokio::test]
+    async fn what_another_server_may_be_writing_is_spared() {
+        let (folder, blobs) = blobs();
+        let mut first = blobs.enter().expect("the first server");
+        assert!(first.alone());
+        first.share().expect("it tidied up");
+        let mut writing = blobs.begin(&Kind::Plain.new_name()).await.expect("begun");
+        writing.put(&vec![1; PART + 1]).await.expect("put");
+        let unrecorded = Kind::Common.new_name();
+        blobs.write(&unrecorded, b"not on record yet".as_slice()).await.expect("written");
+        let old = folder.path().join("blobs").join(Kind::Order.new_name());
+        std::fs::write(&old, b"left").expect("written");
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(7200);
+        File::options().append(true).open(&old).expect("the file").set_modified(long_ago).expect("an older one");
+
+        let second = Blobs::open(&folder.path().join("blobs")).expect("the same store");
+        let entered = second.enter().expect("the second server");
+        assert!(!entered.alone(), "the first one works with it");
+        assert_eq!(second.sweep(&HashSet::new(), Duration::from_secs(3600)).expect("swept"), 1);
+        assert!(!old.exists(), "nobody writes that any more");
+        writing.finish().await.expect("the first server's is whole");
+        assert!(blobs.read(&unrecorded).await.is_ok());
+        drop((first, entered));
+        assert!(blobs.enter().expect("after both").alone());
     }
 }

@@ -1,5 +1,7 @@
 //! Runs the daemon.
 
+use crate::api;
+use crate::blobs::{Blobs, Entered};
 use crate::config::{Config, TlsFiles};
 use crate::init::TLS_KEY;
 use crate::keys::{ServerKeys, SharedKeys, key_file_context};
@@ -8,7 +10,6 @@ use crate::rotation::in_use;
 use crate::server::{Clock, Parts, Server};
 use crate::standing::{Standing, load_trust};
 use crate::storage::Books;
-use crate::{api, blobs::Blobs};
 use chipbound_host::files::{read, read_private};
 use chipbound_host::process::ServiceManager;
 use chipbound_host::{Kek, now};
@@ -66,7 +67,7 @@ pub struct Addresses {
 /// Serves until `shutdown` resolves; calls `ready` once the listeners are there.
 pub async fn serve_until(config: Config, shutdown: impl Future<Output = ()>, ready: impl FnOnce(Addresses) -> Result<()>) -> Result<()> {
     let _in_use = in_use(&config.keys())?;
-    let (server, standing) = open(&config).await?;
+    let (server, standing, _entered) = open(&config).await?;
     let repository = server.repository.clone();
     let tls = match &config.tls {
         Some(files) => public_tls(&config.folder, files)?,
@@ -100,7 +101,7 @@ pub async fn serve_until(config: Config, shutdown: impl Future<Output = ()>, rea
 }
 
 /// Opens what is on the disk, and gives back what a killed server left.
-async fn open(config: &Config) -> Result<(Arc<Server<Books>>, Standing)> {
+async fn open(config: &Config) -> Result<(Arc<Server<Books>>, Standing, Entered)> {
     let kek = Kek::load(&config.kek())?;
     let keys = SharedKeys::new(ServerKeys::load(&config.keys(), &kek)?);
     let trust = SharedTrust::new(load_trust(&config.keys())?);
@@ -116,12 +117,12 @@ async fn open(config: &Config) -> Result<(Arc<Server<Books>>, Standing)> {
     let blobs = Blobs::open(&config.blobs())?;
     let cards = config.payment.open(&config.folder)?;
     let server = Server::new(Parts { repository, blobs, keys, trust, kek, policy: config.policy.clone(), clock, cards })?;
-    let removed = server.tidy().await?;
+    let (entered, removed) = server.tidy().await?;
     // Where a card provider is to be asked, whose answers may take their time, `keep_paying` does it at once.
     let recovered = if config.payment.cards.is_none() { server.recover().await? } else { 0 };
     let expired = server.expire().await?;
     tracing::info!(removed, recovered, expired, "opened");
-    Ok((server, standing))
+    Ok((server, standing, entered))
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {

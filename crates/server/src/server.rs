@@ -1,7 +1,7 @@
 //! What the routes and the deliveries share.
 
 use crate::accounts::Passwords;
-use crate::blobs::Blobs;
+use crate::blobs::{Blobs, Entered};
 use crate::config::Policy;
 use crate::keys::SharedKeys;
 use crate::packing::Making;
@@ -15,7 +15,11 @@ use chipbound_host::Kek;
 use chipbound_session::tls::SharedTrust;
 use chipbound_wire::{Result, Time};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio::sync::Semaphore;
+
+/// Nobody lets so much time pass between two changes of a file that he writes, or until what refers to it is on record.
+const SPARED: Duration = Duration::from_secs(3600);
 
 /// Where the time comes from.
 pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
@@ -121,9 +125,14 @@ impl<R: Repository> Server<R> {
         self.places.free()
     }
 
-    /// Removes what a killed server left half-written; before anything else runs.
-    pub async fn tidy(&self) -> Result<usize> {
+    /// Removes what a killed server left half-written, before anything else runs; returns how many files. What comes with it says to servers
+    /// that start later that this one works with the programs. Beside another one, what was changed in the last hour stays: that one
+    /// may be writing it.
+    pub async fn tidy(&self) -> Result<(Entered, usize)> {
+        let mut entered = self.blobs.enter()?;
         let in_use = self.repository.blobs_in_use().await?.into_iter().collect();
-        self.blobs.sweep(&in_use)
+        let removed = self.blobs.sweep(&in_use, if entered.alone() { Duration::ZERO } else { SPARED })?;
+        entered.share()?;
+        Ok((entered, removed))
     }
 }
