@@ -387,7 +387,8 @@ pub trait Orders {
     /// Lets tickets be issued for a paid order until `until`, whose receipt is `receipt` byte for byte;
     /// [`chipbound_wire::Code::ReceiptMismatch`] otherwise.
     fn readmit(&self, account: AccountId, order: OrderId, receipt: &[u8], until: Time) -> impl Future<Output = Result<StoredOrder>> + Send;
-    /// Gives back the holds of orders that ran out, and forgets tickets, sessions and uploads that did; returns how many orders.
+    /// Gives back the holds of orders that ran out, and forgets tickets and uploads that did, and sessions that did 400 days ago; returns
+    /// how many orders.
     fn expire(&self, now: Time) -> impl Future<Output = Result<u64>> + Send;
     /// Gives the price of a paid order, whosever it is, back to its buyer's funds; one that was refunded already is returned as it
     /// is. Anything else is refused with the code of its state.

@@ -8,6 +8,8 @@ use chipbound_wire::api::OrderState;
 use chipbound_wire::{AccountId, Code, Digest, KeyId, OrderId, Refusal, Result, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Seconds for which a session that ran out is kept: a clock that stands a year ahead for a while logs nobody out.
+const SESSIONS_KEPT: u64 = 400 * 24 * 3600;
 /// Orders whose holds are given back in one transaction.
 const EXPIRE_AT_ONCE: u32 = 200;
 /// Orders of one account that wait for its agreement at once.
@@ -336,13 +338,9 @@ fn expire_some(tx: &dyn Tx, now: Time) -> Result<u64> {
             expired += 1;
         }
     }
-    for statement in [
-        "DELETE FROM tickets WHERE expires_at < $1",
-        "DELETE FROM sessions WHERE expires_at < $1",
-        "DELETE FROM uploads WHERE expires_at < $1",
-    ] {
-        tx.put(statement, values![now_signed])?;
-    }
+    tx.put("DELETE FROM tickets WHERE expires_at < $1", values![now_signed])?;
+    tx.put("DELETE FROM uploads WHERE expires_at < $1", values![now_signed])?;
+    tx.put("DELETE FROM sessions WHERE expires_at < $1", values![signed(now.0.saturating_sub(SESSIONS_KEPT))?])?;
     Ok(expired)
 }
 

@@ -80,6 +80,7 @@ tests! {
     rest::a_database_of_a_newer_version_is_refused_and_left_as_it_is,
     rest::what_was_settled_is_there_after_a_restart,
     rest::a_session_ends_by_time_by_log_out_and_by_newer_ones,
+    rest::a_session_outlives_a_clock_that_was_a_year_ahead,
     dump::a_backup_holds_every_column_of_every_table_but_those_left_out_by_name,
     dump::a_backup_becomes_the_same_books_on_the_other_engine_and_these_go_on,
     rest::who_agrees_to_nothing_and_uploads_nothing_is_stopped_at_a_limit,

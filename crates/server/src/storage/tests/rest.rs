@@ -231,6 +231,17 @@ pub(super) async fn a_session_ends_by_time_by_log_out_and_by_newer_ones(books: F
     assert_eq!(code(repository.deposit("nobody", eur(1), "k", NOW).await), Code::NotFound);
 }
 
+pub(super) async fn a_session_outlives_a_clock_that_was_a_year_ahead(books: Fixture) {
+    let (repository, session, day) = (&books.repository, Digest([1; 32]), 24 * 3600);
+    repository.open_session(BUYER, session, NOW.after(60), 3).await.expect("a session");
+    let ahead = NOW.after(366 * day);
+    repository.expire(ahead).await.expect("expiry");
+    assert!(repository.session(session, ahead).await.expect("a query").is_none(), "not good by that clock");
+    assert!(repository.session(session, NOW).await.expect("a query").is_some(), "the clock is right again");
+    repository.expire(NOW.after(401 * day)).await.expect("expiry");
+    assert!(repository.session(session, NOW).await.expect("a query").is_none(), "forgotten in the end");
+}
+
 pub(super) async fn who_agrees_to_nothing_and_uploads_nothing_is_stopped_at_a_limit(books: Fixture) {
     for number in 0..=255 {
         books.place(number, &format!("{number}"), b"p").await.expect("an order");
