@@ -76,6 +76,8 @@ fn goes_on(world: &World, arguments: &[&str]) {
     assert!(kept + relayed <= SIZE as u64 + WINDOW + OVERHEAD, "{kept} were there and {relayed} came");
     assert_eq!((world.balance(), world.receipts()), (("90.00 EUR".into(), "0.00 EUR".into()), 1));
     assert_eq!(waiting(world), (0, 0), "nothing stays in the spool");
+    let left: Vec<_> = world.names().into_iter().filter(|name| name.ends_with(".part")).collect();
+    assert_eq!(left, Vec::<String>::new(), "nothing stays beside the package");
     same(world, "large");
 }
 

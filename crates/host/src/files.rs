@@ -1,6 +1,8 @@
 //! Files that are there whole or not at all.
 
 use chipbound_wire::{Code, Hex, Random, Refusal, Result, SystemRandom, random::fresh};
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
 use rustix::process::geteuid;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
@@ -31,6 +33,21 @@ impl Pending {
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&temporary);
         let file = file.map_err(|e| Refusal::io(format_args!("cannot create {}", target.display()), e))?;
         Ok(Self { file, temporary, target: target.to_owned(), kept: false })
+    }
+
+    /// The same, after what killed processes left of this target was removed. The file is locked (flock(2)) for as long as it is open, by
+    /// which it is known that somebody writes it.
+    pub fn create_anew(target: &Path, mode: u32) -> Result<Self> {
+        remove_left(target);
+        loop {
+            let pending = Self::create(target, mode)?;
+            // Whoever tidies up may have seen it before it was locked.
+            let locked = flock(&pending.file, FlockOperation::NonBlockingLockExclusive);
+            let removed = pending.file.metadata().is_ok_and(|file| file.nlink() == 0);
+            if !removed && locked != Err(Errno::WOULDBLOCK) {
+                return Ok(pending);
+            }
+        }
     }
 
     /// The file, to be written.
@@ -67,6 +84,23 @@ impl Drop for Pending {
         if !self.kept {
             // Nothing can be done about a file that cannot be removed; its name says what it is.
             let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Removes temporary files of the target that nobody has locked. What cannot be looked at stays.
+fn remove_left(target: &Path) {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let is_ours = |file: &str| {
+        let digits = file.strip_prefix('.').and_then(|f| f.strip_prefix(&*name)?.strip_prefix('.')?.strip_suffix(".part"));
+        digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    let Ok(entries) = std::fs::read_dir(folder(target)) else { return };
+    for entry in entries.flatten().filter(|entry| is_ours(&entry.file_name().to_string_lossy())) {
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let Ok(file) = OpenOptions::new().read(true).custom_flags(flags).open(entry.path()) else { continue };
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = std::fs::remove_file(entry.path()); // Its name says what it is.
         }
     }
 }

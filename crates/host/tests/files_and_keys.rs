@@ -34,6 +34,24 @@ fn a_pending_file_is_there_whole_or_not_at_all() {
 }
 
 #[test]
+fn what_killed_processes_left_of_a_target_goes_with_the_next_and_what_is_at_work_or_anothers_stays() {
+    let folder = tempfile::tempdir().expect("folder");
+    let target = folder.path().join("target");
+    std::mem::forget(Pending::create(&target, PRIVATE).expect("as if it were killed"));
+    let others = [".other.0123456789abcdef.part", ".target.0123456789abcde.part", ".target.0123456789abcdef", "target.part"];
+    others.iter().for_each(|name| std::fs::write(folder.path().join(name), "x").expect("written"));
+    std::os::unix::fs::symlink("target.part", folder.path().join(".target.fedcba9876543210.part")).expect("a link");
+    let first = Pending::create_anew(&target, PRIVATE).expect("pending");
+    assert_eq!(names(folder.path()).len(), others.len() + 2, "{:?}", names(folder.path()));
+    let second = Pending::create_anew(&target, PRIVATE).expect("two at once");
+    assert_eq!(names(folder.path()).len(), others.len() + 3, "{:?}", names(folder.path()));
+    first.keep().expect("kept");
+    second.keep().expect("kept");
+    let left = names(folder.path());
+    assert!(others.iter().all(|name| left.iter().any(|n| n == name)) && left.len() == others.len() + 2, "{left:?}");
+}
+
+#[test]
 fn a_full_disk_is_named_and_leaves_nothing() {
     if !rustix::process::geteuid().is_root() {
         println!("not run here: mounting a small tmpfs needs root");

@@ -35,7 +35,8 @@ pub struct Partial {
 }
 
 impl Partial {
-    /// Makes the file; [`Code::Conflict`] where the target is something else than a file, which would be replaced.
+    /// Makes the file, after what a killed client left of that target; [`Code::Conflict`] where the target is something else than a file,
+    /// which would be replaced.
     pub fn beside(target: &Path) -> Result<Self> {
         let target = std::path::absolute(target).map_err(|e| Refusal::io(target.display(), e))?;
         if target.is_dir() {
@@ -44,7 +45,7 @@ impl Partial {
         if target.symlink_metadata().is_ok_and(|meta| !meta.is_file() && !meta.is_symlink()) {
             return Err(Refusal::new(Code::Conflict, format!("{} is there and is no file; name another with -o", target.display())));
         }
-        Ok(Self { pending: Pending::create(&target, 0o666)?, target })
+        Ok(Self { pending: Pending::create_anew(&target, 0o666)?, target })
     }
 
     /// Has the file system set room for `size` bytes aside, where it can; [`Code::DiskFull`] where there is none.
