@@ -217,9 +217,9 @@ impl<'a> Lane<'a> {
         let client = &mut customer.clients[number];
         match &ended {
             Ended::Well => client.well = true,
-            Ended::Refused { code, detail } if code == "already_bought" => {
+            _ if ended.is_refused(&["already_bought"]) => {
                 client.well = client.package.exists();
-                client.paid = detail.rsplit(' ').next().map(str::to_owned);
+                client.paid = Some(errand::order_in(&client.home)?);
             }
             _ => {}
         }
