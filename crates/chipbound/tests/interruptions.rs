@@ -22,10 +22,10 @@ fn world() -> World {
     world
 }
 
-/// Begins a purchase and returns when the package's temporary file is there: the delivery is under way.
+/// Begins a purchase and returns when its price is held and the package's temporary file is there: the delivery is under way.
 fn begin(world: &World) -> Child {
     let mut child = world.ada(&["buy", "large"]).stderr(Stdio::piped()).spawn().unwrap();
-    while !world.names().iter().any(|n| n.ends_with(".part")) {
+    while world.balance().1 == "0.00 EUR" || !world.names().iter().any(|n| n.ends_with(".part")) {
         assert!(child.try_wait().unwrap().is_none(), "it ended before it began");
         std::thread::sleep(Duration::from_millis(1));
     }
