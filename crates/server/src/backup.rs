@@ -330,7 +330,7 @@ impl Unnamed {
         let folder = target.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
         let mode = Mode::from_raw_mode(PRIVATE);
         let file = openat(CWD, folder, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, mode);
-        let file = file.map_err(|e| Refusal::io(format_args!("a file without a name in {}", folder.display()), e.into()))?;
+        let file = file.map_err(|e| Refusal::io(format_args!("cannot make a file in {}", folder.display()), e.into()))?;
         Ok(Self { file: file.into(), folder: folder.to_owned(), target: target.to_owned() })
     }
 

@@ -233,7 +233,7 @@ fn title(bought: &[Receipt], order: OrderId) -> String {
 fn uninstall(output: &Output, name: &str, bin: Option<&Path>) -> Result<()> {
     let target = named(&bins::folder(bin)?, name)?;
     let package = File::open(&target).map_err(|e| match e.kind() {
-        ErrorKind::NotFound => Refusal::new(Code::NotFound, format!("{} is not there", target.display())),
+        ErrorKind::NotFound => Refusal::new(Code::NotFound, format!("{} is not there; where it is, chipbound list says", target.display())),
         _ => Refusal::io(target.display(), e),
     })?;
     parts(&package)?; // What is no package is none of ours.
