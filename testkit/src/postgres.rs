@@ -11,12 +11,13 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 /// line there is a signal that ends PostgreSQL, or `start`; each is answered by a line.
 const SUPERVISOR: &str = r#"
 set -eu
-folder=$1 bin=$2 fsync=$3
+folder=$1 bin=$2 fsync=$3 address=$4 port=$5
 begin() {
-    "$bin/postgres" -D "$folder/data" -k "$folder" -c listen_addresses= -c fsync="$fsync" -c max_connections=400 >>"$folder/log" 2>&1 &
+    "$bin/postgres" -D "$folder/data" -k "$folder" -c listen_addresses="$address" -p "$port" -c fsync="$fsync" -c max_connections=400 \
+        >>"$folder/log" 2>&1 &
     server=$!
     # Processes of one that was killed may still hold its memory for a moment: it ends then, and begins once more.
-    until "$bin/pg_isready" -q -h "$folder"; do kill -0 $server 2>/dev/null || { sleep 0.1; begin; return; }; sleep 0.05; done
+    until "$bin/pg_isready" -q -h "$folder" -p "$port"; do kill -0 $server 2>/dev/null || { sleep 0.1; begin; return; }; sleep 0.05; done
     echo ready
 }
 "$bin/initdb" -D "$folder/data" -A trust -U chipbound --no-sync -E UTF8 --locale=C >/dev/null
@@ -37,6 +38,8 @@ pub struct Cluster {
     /// To the supervisor and from it; none any more when the cluster ends.
     line: Mutex<Option<(ChildStdin, BufReader<ChildStdout>)>>,
     databases: AtomicU32,
+    /// Of its socket, and on 127.0.0.1 where it listens there.
+    port: u16,
 }
 
 impl Cluster {
@@ -46,6 +49,36 @@ impl Cluster {
     /// Where PostgreSQL is not installed (`./test` installs it) or does not start.
     #[must_use]
     pub fn start(durable: bool) -> Self {
+        Self::start_at(durable, "", 5432)
+    }
+
+    /// The same, which also listens on a port of 127.0.0.1 with TLS. What it shows and asks for there are files of `prepare`'s, which is
+    /// shown the cluster's folder: `server.pem`, `server.key`, `clients.pem` (whose certificates it takes) and `pg_hba.conf`.
+    ///
+    /// # Panics
+    /// As above.
+    #[must_use]
+    pub fn start_with_tls(prepare: impl FnOnce(&Path)) -> Self {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|taken| taken.local_addr()).expect("a free port");
+        let cluster = Self::start_at(false, "127.0.0.1", free.port());
+        prepare(&cluster.folder);
+        if is_root() {
+            let owned = Command::new("chown").arg("postgres").arg(cluster.folder.join("server.key")).status().expect("chown runs");
+            assert!(owned.success(), "the key is given to the user postgres");
+        }
+        let rules = cluster.folder.join("pg_hba.conf");
+        std::fs::copy(rules, cluster.folder.join("data/pg_hba.conf")).expect("rules");
+        for (name, file) in [("ssl_cert_file", "server.pem"), ("ssl_key_file", "server.key"), ("ssl_ca_file", "clients.pem")] {
+            let file = cluster.folder.join(file);
+            cluster.sql("postgres", &format!("ALTER SYSTEM SET {name} = '{}'", file.display())).expect("a setting");
+        }
+        cluster.sql("postgres", "ALTER SYSTEM SET ssl = on").expect("a setting");
+        cluster.shut_down_at_once();
+        cluster.start_again();
+        cluster
+    }
+
+    fn start_at(durable: bool, address: &str, port: u16) -> Self {
         static CLUSTERS: AtomicU32 = AtomicU32::new(0);
         let bin = binaries().expect("PostgreSQL is not installed: ./test installs it");
         let name = format!("chipbound-postgres-{}-{}", std::process::id(), CLUSTERS.fetch_add(1, Ordering::Relaxed));
@@ -61,11 +94,11 @@ impl Cluster {
         } else {
             Command::new("sh")
         };
-        command.args(["-c", SUPERVISOR, "sh"]).arg(&folder).arg(bin).arg(if durable { "on" } else { "off" });
+        command.args(["-c", SUPERVISOR, "sh"]).arg(&folder).arg(bin).args([if durable { "on" } else { "off" }, address, &port.to_string()]);
         command.process_group(0); // Whoever kills the tests with their group leaves it to clear up.
         let mut supervisor = command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a shell");
         let line = (supervisor.stdin.take().expect("piped"), BufReader::new(supervisor.stdout.take().expect("piped")));
-        let cluster = Self { folder, supervisor, line: Mutex::new(Some(line)), databases: AtomicU32::new(0) };
+        let cluster = Self { folder, supervisor, line: Mutex::new(Some(line)), databases: AtomicU32::new(0), port };
         cluster.hears("ready");
         cluster
     }
@@ -89,10 +122,16 @@ impl Cluster {
         name
     }
 
+    /// The port of its socket, and on 127.0.0.1 where it listens there.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// `postgres://…` of a database.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
-        format!("postgres://chipbound@localhost/{database}?host={}", self.folder.display())
+        format!("postgres://chipbound@localhost:{}/{database}?host={}", self.port, self.folder.display())
     }
 
     /// Runs statements in one transaction, by `psql`; the rows that the last one found, one line each, or what PostgreSQL said against it.
@@ -100,6 +139,7 @@ impl Cluster {
         let bin = binaries().expect("PostgreSQL is installed");
         let mut psql = Command::new(bin.join("psql"));
         psql.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-U", "chipbound", "-d", database, "-c", statements]).arg("-h").arg(&self.folder);
+        psql.arg("-p").arg(self.port.to_string());
         let done = psql.stdin(Stdio::null()).output().expect("psql runs");
         match done.status.success() {
             true => Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned()),
@@ -173,7 +213,7 @@ impl Cluster {
     }
 
     fn socket(&self) -> PathBuf {
-        self.folder.join(".s.PGSQL.5432")
+        self.folder.join(format!(".s.PGSQL.{}", self.port))
     }
 }
 

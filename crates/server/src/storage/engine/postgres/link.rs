@@ -65,7 +65,8 @@ impl Server {
         if let Some((password, _)) = url.password().and_then(|encoded| form_urlencoded::parse(encoded.as_bytes()).next()) {
             config.password(password.as_bytes());
         }
-        let named = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, file)| file.into_owned());
+        let written = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, file)| file.into_owned());
+        let named = |name: &str| written(name).map(|file| file.strip_prefix("file: ").map(str::to_owned).unwrap_or(file));
         let files = Files { roots: named("sslrootcert"), certificate: named("sslcert"), key: named("sslkey") };
         Ok(Self { config, tls: MakeRustlsConnect::new(tls::config(options.get_ssl_mode(), &files)?) })
     }

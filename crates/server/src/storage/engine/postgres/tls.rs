@@ -107,75 +107,85 @@ impl ServerCertVerifier for Verifier {
 
 #[cfg(test)]
 mod tests {
+    use super::super::link::Server;
     use super::*;
-    use rustls::{ClientConnection, ServerConfig, ServerConnection};
-    use std::io::{Read, Write};
+    use crate::storage::{Books, Location};
+    use chipbound_testkit::postgres::Cluster;
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+    use sqlx::postgres::PgConnectOptions;
     use std::path::Path;
 
-    /// A database server's certificate for `db.example`, which is its own root, in a file; and its side of a handshake.
-    fn server(folder: &Path) -> (String, Arc<ServerConfig>) {
-        let made = rcgen::generate_simple_self_signed(["db.example".to_owned()]).expect("a certificate");
-        let file = folder.join("root.pem");
-        std::fs::write(&file, made.cert.pem()).expect("written");
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
-        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .expect("its certificate");
-        (file.display().to_string(), Arc::new(config))
+    /// Who may come in, and how: nobody without TLS, one user by a password, one by a certificate.
+    const RULES: &str = "local all all trust\n\
+                         hostssl all careful 127.0.0.1/32 scram-sha-256\n\
+                         hostssl all certified 127.0.0.1/32 cert\n";
+
+    /// A root's certificate, the server's for `localhost`, and the certified user's, with their keys, in that folder.
+    fn certificates_in(folder: &Path) {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a root");
+        std::fs::write(folder.join("clients.pem"), root.pem()).expect("written");
+        for (file, name, common_name) in [("server", Some("localhost"), "a server"), ("certified", None, "certified")] {
+            let key = KeyPair::generate().expect("a key");
+            let mut params = CertificateParams::new(name.map(str::to_owned).into_iter().collect::<Vec<_>>()).expect("a name");
+            params.distinguished_name.push(DnType::CommonName, common_name);
+            let certificate = params.signed_by(&key, &root).expect("signed");
+            std::fs::write(folder.join(format!("{file}.pem")), certificate.pem()).expect("written");
+            chipbound_host::files::write_new(&folder.join(format!("{file}.key")), key.serialize_pem().as_bytes(), 0o600).expect("written");
+        }
+        std::fs::write(folder.join("pg_hba.conf"), RULES).expect("written");
     }
 
-    /// Whether a client of that mode takes the server, as the host of that name.
-    fn takes(mode: PgSslMode, roots: Option<&str>, name: &'static str, server: &Arc<ServerConfig>) -> bool {
-        let config = config(mode, &Files { roots: roots.map(str::to_owned), ..Files::default() }).expect("a configuration");
-        let name = ServerName::try_from(name).expect("a name");
-        let mut client = ClientConnection::new(Arc::new(config), name).expect("a client");
-        let mut server = ServerConnection::new(server.clone()).expect("a server");
-        fn pass(from: &mut impl FnMut(&mut dyn Write), to: &mut impl FnMut(&mut dyn Read) -> std::result::Result<(), Error>) -> bool {
-            let mut sent = Vec::new();
-            from(&mut sent);
-            let mut rest = sent.as_slice();
-            while !rest.is_empty() {
-                if to(&mut rest).is_err() {
-                    return false;
-                }
-            }
-            true
+    /// How a URL fares: with the library that brings the database to its form, and with ours. Where it is taken, TLS is in use.
+    async fn fares(cluster: &Cluster, database: &str, who: &str, host: &str, options: &str) -> Option<Code> {
+        let url = format!("postgres://{who}@{host}:{}/{database}?{options}", cluster.port());
+        let parsed: PgConnectOptions = url.parse().expect("a URL");
+        let own = Server::new(&parsed).unwrap_or_else(|refusal| panic!("{url}: {refusal}")).connect().await;
+        if own.is_ok() {
+            let secured =
+                "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = 'chipbound-server'";
+            assert_eq!(cluster.sql(database, secured).as_deref(), Ok("t"), "{url}");
         }
-        while client.is_handshaking() || server.is_handshaking() {
-            let mut to_server = |out: &mut dyn Write| while client.wants_write() && client.write_tls(out).is_ok() {};
-            let taken = pass(&mut to_server, &mut |bytes: &mut dyn Read| {
-                server.read_tls(&mut &mut *bytes).expect("from memory");
-                server.process_new_packets().map(drop)
-            });
-            let mut to_client = |out: &mut dyn Write| while server.wants_write() && server.write_tls(out).is_ok() {};
-            let answered = pass(&mut to_client, &mut |bytes: &mut dyn Read| {
-                client.read_tls(&mut &mut *bytes).expect("from memory");
-                client.process_new_packets().map(drop)
-            });
-            if !(taken && answered) {
-                return false;
-            }
-        }
-        true
+        let own = own.map(drop).map_err(|refusal| refusal.code).err();
+        let books = Books::open(&Location::Postgres(Box::new(parsed), 1)).await.map(drop).map_err(|refusal| refusal.code).err();
+        assert_eq!(own, books, "{url}");
+        own
     }
 
-    #[test]
-    fn each_mode_verifies_what_it_says() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (root, server) = server(folder.path());
-        let root = Some(root.as_str());
-        for (mode, roots, name, taken) in [
-            (PgSslMode::VerifyFull, root, "db.example", true),
-            (PgSslMode::VerifyFull, root, "other.example", false),
-            (PgSslMode::VerifyFull, None, "db.example", false),
-            (PgSslMode::VerifyCa, root, "other.example", true),
-            (PgSslMode::VerifyCa, None, "db.example", false),
-            (PgSslMode::Require, None, "other.example", true),
+    #[tokio::test]
+    async fn a_real_server_is_taken_in_each_mode_for_what_the_mode_verifies_and_takes_us_by_password_or_certificate() {
+        let cluster = Cluster::start_with_tls(certificates_in);
+        let database = cluster.create_database();
+        cluster.sql(&database, "CREATE USER careful SUPERUSER PASSWORD 'p%40 ü'; CREATE USER certified SUPERUSER").expect("users");
+        let elsewhere = tempfile::tempdir().expect("a folder");
+        certificates_in(elsewhere.path());
+        let file = |folder: &Path, name: &str| folder.join(name).display().to_string();
+        let root = format!("sslrootcert={}", file(cluster.folder(), "clients.pem"));
+        let other_root = format!("sslrootcert={}", file(elsewhere.path(), "clients.pem"));
+        let known =
+            format!("{root}&sslcert={}&sslkey={}", file(cluster.folder(), "certified.pem"), file(cluster.folder(), "certified.key"));
+        let unknown =
+            format!("{root}&sslcert={}&sslkey={}", file(elsewhere.path(), "certified.pem"), file(elsewhere.path(), "certified.key"));
+
+        let careful = "careful:p%2540%20%C3%BC"; // Whose password holds what looks like an encoded character.
+        let refused = Some(Code::DatabaseUnavailable);
+        for (who, host, mode, files, expected) in [
+            (careful, "localhost", "verify-full", &root, None),
+            (careful, "127.0.0.1", "verify-full", &root, refused), // Another name than the certificate's.
+            (careful, "127.0.0.1", "verify-ca", &root, None),
+            (careful, "localhost", "verify-ca", &other_root, refused),
+            (careful, "localhost", "verify-full", &other_root, refused),
+            (careful, "127.0.0.1", "require", &String::new(), None),
+            (careful, "127.0.0.1", "prefer", &String::new(), None),
+            (careful, "127.0.0.1", "disable", &String::new(), refused), // By the server's rules.
+            ("careful:wrong", "localhost", "verify-full", &root, refused),
+            ("certified", "localhost", "verify-full", &known, None),
+            ("certified", "localhost", "verify-full", &root, refused),
+            ("certified", "localhost", "verify-full", &unknown, refused),
         ] {
-            assert_eq!(takes(mode, roots, name, &server), taken, "{mode:?} {name}, the root is known: {}", roots.is_some());
+            let fared = fares(&cluster, &database, who, host, &format!("sslmode={mode}&{files}")).await;
+            assert_eq!(fared, expected, "{who} {host} {mode} {files}");
         }
     }
 
