@@ -6,10 +6,10 @@
 mod kind;
 mod list;
 mod outcome;
+mod page;
 mod runs;
 mod shop;
 mod table;
-mod variants;
 
 use chipbound_soak::{Outcome, crash, failed, simulation};
 use chipbound_wire::suite::{Mapping, Profile};
@@ -217,12 +217,12 @@ fn corpus(options: &Options) -> Outcome<bool> {
 
 /// Puts the results into the page, where they take the place of the last ones of the same way.
 fn write_down(options: &Options, reports: &[Report<'_>]) -> Outcome<()> {
-    let page = std::fs::read_to_string(&options.document).unwrap_or_default(); // The first run makes it.
+    let page = std::fs::read_to_string(&options.document)?;
     let page = match options.variant() {
-        None => table::document(reports, &variants::kept(&page)),
-        Some(variant) => variants::with(&page, &variant, &variants::paragraph(&variant, &table::made(), reports))
-            .ok_or_else(|| failed(format!("{} has no results of the usual way yet", options.document.display())))?,
+        None => page::with_results(&page, &table::results(reports)),
+        Some(variant) => page::with(&page, &variant, &page::paragraph(&variant, &table::made(), reports)),
     };
+    let page = page.ok_or_else(|| failed(format!("{} has no heading of results", options.document.display())))?;
     Ok(std::fs::write(&options.document, page)?)
 }
 

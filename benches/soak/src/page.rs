@@ -1,4 +1,5 @@
-//! The part of the page of results about runs in another way than the usual one: one paragraph for each, kept by every other run.
+//! The page of results. What people wrote stands first and is kept by every run; then one paragraph for each way of running that is not
+//! the usual one, kept by every other run; then the table of the usual one.
 
 use crate::outcome::{Report, Verdict, count};
 use std::fmt::Write;
@@ -11,23 +12,22 @@ The same list with one thing forced. `--mapping` concerns `chipbound run` alone,
 
 ";
 
-/// The whole part of an existing page; only its heading where the page has none.
-pub(crate) fn kept(page: &str) -> String {
-    let part = page.split_once(HEADING).and_then(|(_, rest)| rest.split_once(FOLLOWS)).map(|(part, _)| part);
-    format!("{HEADING}{}", part.unwrap_or(INTRODUCTION))
+/// The page with `results` in the place of its last ones; `None` where it has no heading for them.
+pub(crate) fn with_results(page: &str, results: &str) -> Option<String> {
+    let (before, _) = page.split_once(FOLLOWS)?;
+    Some(format!("{before}{FOLLOWS}{results}"))
 }
 
-/// The page with `paragraph` in the place of what it said of `variant` before; `None` where it is no page of results.
+/// The page with `paragraph` in the place of what it said of `variant` before; `None` where it has no heading of results.
 pub(crate) fn with(page: &str, variant: &str, paragraph: &str) -> Option<String> {
     let (before, after) = page.split_once(FOLLOWS)?;
-    let before = before.split_once(HEADING).map_or(before, |(before, _)| before);
-    let part = kept(page);
+    let (before, part) = before.split_once(HEADING).unwrap_or((before, INTRODUCTION));
     let mut parts = part.split("### ");
     let mut paragraphs: Vec<&str> = vec![parts.next().unwrap_or_default()];
     paragraphs.extend(parts.filter(|other| !other.starts_with(&title(variant))));
     paragraphs.push(paragraph);
     paragraphs[1..].sort_unstable();
-    Some(format!("{before}{}{FOLLOWS}{after}", paragraphs.join("### ")))
+    Some(format!("{before}{HEADING}{}{FOLLOWS}{after}", paragraphs.join("### ")))
 }
 
 /// What one run of the list in this way gave: the count, and each program that was not equal.
@@ -53,6 +53,14 @@ fn title(variant: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn results_take_the_place_of_the_last_and_leave_what_people_wrote() {
+        let page = "intro\n\n## In other ways\n\n### `--a`\nfirst\n\n## Results\n\nrows\n";
+        let again = with_results(page, "\nother rows\n").unwrap();
+        assert_eq!(again, page.replace("rows", "other rows"));
+        assert_eq!(with_results("no page", "rows"), None);
+    }
 
     #[test]
     fn a_variants_paragraph_takes_the_place_of_its_last_and_leaves_the_others() {
