@@ -118,6 +118,30 @@ fn a_purchase_that_a_receipt_would_give_for_nothing_is_refused_and_the_receipt_g
 }
 
 #[test]
+fn a_machine_that_lost_its_receipts_pays_nothing_twice_and_fetches_them() {
+    let world = World::start("", 2);
+    world.publish(Path::new("/bin/ls"), "ls", "1", &[]);
+    world.buy("ls", &[]);
+    let order = json_lines(&good(world.ada(&["--json", "receipts"])))[0]["order"].as_str().unwrap().to_owned();
+    let receipts = world.home("ada").receipt_path(&order.parse::<OrderId>().unwrap()).parent().unwrap().to_owned();
+    std::fs::remove_dir_all(&receipts).unwrap();
+    let said = refused(world.ada(&["buy", "ls", "-o", "second"]), Code::AlreadyBought);
+    assert!(said.contains(&order) && said.contains("chipbound redownload"), "{said}");
+    good(world.ada(&["redownload", &order, "-o", "second"]));
+    good(world.ada(&["run", "./second", "--version"]));
+    // The other processor's is another copy, for another price. Once the order moved there, it is not.
+    let second = world.daemons.sockets[1].to_str().unwrap();
+    std::fs::remove_dir_all(&receipts).unwrap();
+    good(world.ada(&["transfer", &order, "--to", second]));
+    std::fs::remove_dir_all(&receipts).unwrap();
+    let said = refused(world.ada(&["buy", "ls", "-o", "third", "--processor", second]), Code::AlreadyBought);
+    assert!(said.contains("since it was transferred"), "{said}");
+    good(world.ada(&["redownload", &order, "-o", "third", "--processor", second]));
+    assert_eq!((world.balance().0.as_str(), world.receipts()), ("90.00 EUR", 1), "no second charge");
+    refused(world.ada(&["redownload", &"0".repeat(32), "-o", "none"]), Code::UnknownOrder);
+}
+
+#[test]
 fn what_was_given_back_is_bought_again_like_anything_else() {
     let world = World::start("", 1);
     world.publish(Path::new("/bin/ls"), "ls", "1", &[]);
@@ -196,7 +220,7 @@ fn a_ticket_opens_one_path_once_and_not_after_its_time() {
     let api = world.api();
     world.runtime.block_on(async {
         let processor = chipbound::control::describe(&world.daemons.sockets[0]).unwrap().processor;
-        let wish = chipbound_wire::api::NewOrder { program: "ls".into(), version: None, processor, key_mode: None };
+        let wish = chipbound_wire::api::NewOrder { program: "ls".into(), version: None, processor, key_mode: None, again: false };
         let order = api.order("a-key", &wish).await.unwrap();
         assert_eq!(api.ticket(&order.order).await.expect_err("nothing is agreed to yet").code, Code::OrderState);
         api.agree(&order.order, chipbound_wire::Digest::of(&order.confirmation.0), chipbound_wire::api::Payment::Prepaid).await.unwrap();

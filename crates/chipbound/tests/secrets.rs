@@ -238,7 +238,7 @@ fn credentials(world: &mut World) -> Vec<Secret> {
         world.daemons.chipbound(&["vendor", "init", "--authority", &url, "--voucher", &voucher, "--home"], &[&home]).await.unwrap();
         let api = chipbound::api::Api::with(&world.home("ada").session().unwrap()).unwrap();
         let processor = chipbound::control::describe(&world.daemons.sockets[0]).unwrap().processor;
-        let wish = chipbound_wire::api::NewOrder { program: "hello".into(), version: None, processor, key_mode: None };
+        let wish = chipbound_wire::api::NewOrder { program: "hello".into(), version: None, processor, key_mode: None, again: true };
         let order = api.order("a-key-for-the-ticket", &wish).await.unwrap();
         api.agree(&order.order, chipbound_wire::Digest::of(&order.confirmation.0), chipbound_wire::api::Payment::Prepaid).await.unwrap();
         let ticket = api.ticket(&order.order).await.unwrap();

@@ -20,7 +20,8 @@ const TICKETS: u32 = 8;
 
 impl<R: Repository> Server<R> {
     /// Places an order (step 1002): answers with a signed confirmation. The same key and request return the same bytes for ever; the
-    /// same key with another request is [`Code::IdempotencyConflict`].
+    /// same key with another request is [`Code::IdempotencyConflict`]. What was bought for that processor before, and can be downloaded
+    /// again, is [`Code::AlreadyBought`] unless it is asked for again.
     pub async fn place_order(&self, customer: &Principal, key: &str, request: &api::NewOrder) -> Result<Order> {
         if key.bytes().all(|b| !b.is_ascii_alphabetic()) {
             refuse_card_numbers("the idempotency key", key)?; // Digits among letters are chance.
@@ -67,7 +68,7 @@ impl<R: Repository> Server<R> {
             holds: 0,
             receipt: None,
         };
-        let new = NewOrder { order, idempotency_key: key.to_owned(), parameters: parameters(request)? };
+        let new = NewOrder { order, idempotency_key: key.to_owned(), parameters: parameters(request)?, again: request.again };
         self.repository.place_order(&new).await.map(shown)
     }
 
@@ -134,9 +135,10 @@ impl<R: Repository> Server<R> {
     }
 }
 
-/// What the customer asked for, as one digest.
+/// What the customer asked for, as one digest. Whether it may be the same again is no part of it.
 fn parameters(request: &api::NewOrder) -> Result<Digest> {
-    let bytes = serde_json::to_vec(request).map_err(|e| Refusal::new(Code::Internal, "a request cannot be written").because(e))?;
+    let bytes = serde_json::to_vec(&api::NewOrder { again: false, ..request.clone() })
+        .map_err(|e| Refusal::new(Code::Internal, "a request cannot be written").because(e))?;
     Ok(Digest::of(&bytes))
 }
 

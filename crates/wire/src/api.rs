@@ -328,6 +328,9 @@ pub struct NewOrder {
     /// The key mode; the server's policy if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_mode: Option<KeyMode>,
+    /// Whether it may be for what the account bought for that processor before, and could download again for nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 /// Where an order stands.

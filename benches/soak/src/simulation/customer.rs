@@ -103,7 +103,8 @@ impl World {
             Ok(match request {
                 Request::Place(key) => {
                     let processor = self.chips[chip].id;
-                    let new = NewOrder { program: "tool".to_owned(), version: None, processor, key_mode: Some(KeyMode::Direct) };
+                    let new =
+                        NewOrder { program: "tool".to_owned(), version: None, processor, key_mode: Some(KeyMode::Direct), again: true };
                     Answer::Order(Box::new(server.place_order(principal, key, &new).await?))
                 }
                 Request::Agree(order, confirmation) => {

@@ -8,7 +8,7 @@ use super::transfer::check_processor;
 use chipbound_host::process::now;
 use chipbound_wire::api::{NewOrder, Order, OrderState, Release};
 use chipbound_wire::certificate::Trust;
-use chipbound_wire::documents::{Confirmation, Receipt, Transfer};
+use chipbound_wire::documents::{Confirmation, Receipt};
 use chipbound_wire::signed::{Verified, read_claims, verify_document};
 use chipbound_wire::{AccountId, Code, Fault, KeyId, Refusal, Result};
 
@@ -52,9 +52,6 @@ pub async fn place(device: &Device<'_>, wish: &Wish, buyer: Buyer, trust: &Trust
         }
     }
     let release = look_up(device, wish).await?;
-    if !wish.again {
-        refuse_twice(device, wish, release.as_ref(), processor).await?;
-    }
     let name = wish.program.rsplit('/').next().unwrap_or_default();
     let target = wish.target.clone().map_or_else(|| default_target(name), Ok)?;
     Partial::beside(&target)?; // A place that cannot be written is found out before anything is ordered.
@@ -73,7 +70,8 @@ fn ran_out(order: &Order) -> Result<bool> {
 }
 
 async fn submit(device: &Device<'_>, wish: &Wish, processor: KeyId, pending: &Pending) -> Result<Order> {
-    let order = NewOrder { program: wish.program.clone(), version: wish.version.clone(), processor, key_mode: wish.key_mode };
+    let (program, version) = (wish.program.clone(), wish.version.clone());
+    let order = NewOrder { program, version, processor, key_mode: wish.key_mode, again: wish.again };
     device.api.order(&pending.idempotency_key, &order).await
 }
 
@@ -173,35 +171,6 @@ fn unknown<'a>(wished: &str, names: impl Iterator<Item = &'a str>) -> String {
         Some((likeness, name)) if likeness >= 0.5 => format!("there is no program {wished:?}; did you mean {name}?"),
         _ => format!("there is no program {wished:?}"),
     }
-}
-
-/// What was bought for this processor before is had again without paying, unless its price was given back. What was transferred to or from
-/// this processor since is not bought again by habit either.
-async fn refuse_twice(device: &Device<'_>, wish: &Wish, release: Option<&Release>, processor: KeyId) -> Result<()> {
-    let version = release.map(|r| r.version.as_str()).or(wish.version.as_deref());
-    for (_, bytes) in device.home.receipts()? {
-        let Ok(receipt) = read_claims::<Receipt>(&bytes) else { continue };
-        let same_program = release
-            .map_or(receipt.program.name() == wish.program || receipt.program.as_str() == wish.program, |r| r.program == receipt.program);
-        if !same_program || Some(&*receipt.version) != version || receipt.redownload_until <= now() {
-            continue;
-        }
-        // Where the server does not know the order, the receipt says all there is.
-        let refunded = device.api.order_state(&receipt.order).await.is_ok_and(|order| order.state == OrderState::Refunded);
-        let transfer = device.home.transfer(&receipt.order)?.and_then(|transfer| read_claims::<Transfer>(&transfer).ok());
-        let what = format!("{} {} was bought with order {}", receipt.program.name(), &*receipt.version, receipt.order);
-        let refused = match transfer {
-            _ if refunded => None,
-            Some(transfer) if transfer.to == processor => Some(format!("{what}, which is for this processor since it was transferred")),
-            Some(transfer) if receipt.processor == processor => Some(format!("{what}, which was transferred to processor {}", transfer.to)),
-            None if receipt.processor == processor => Some(format!("{what} for this processor")),
-            _ => None,
-        };
-        if let Some(what) = refused {
-            return Err(Refusal::new(Code::AlreadyBought, what));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

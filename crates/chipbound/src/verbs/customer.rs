@@ -14,7 +14,9 @@ use chipbound_processor::line::SLOWEST;
 use chipbound_transport::ServerTrust;
 use chipbound_wire::api::Payment;
 use chipbound_wire::control::WaitingDelivery;
+use chipbound_wire::documents::Receipt;
 use chipbound_wire::payment::{CardToken, refuse_card_numbers};
+use chipbound_wire::signed::read_claims;
 use chipbound_wire::suite::KeyMode;
 use chipbound_wire::{Amount, Code, KeyId, OrderId, Refusal, Result};
 use clap::Subcommand;
@@ -120,7 +122,7 @@ pub enum Verb {
     /// Download again with a receipt, without a charge
     #[command(after_help = "Example:\n  chipbound redownload 7c9e6679f0a34de28b1dd0c1c4e0a9b2 -o ./perl")]
     Redownload {
-        /// A receipt's file, or the order whose receipt is kept
+        /// A receipt's file, or the order; a receipt that is not kept here is fetched
         receipt: String,
         /// Where the package goes [default: the program's name]
         #[arg(short, long, value_name = "FILE")]
@@ -134,7 +136,7 @@ pub enum Verb {
         after_help = "Example:\n  chipbound transfer 7c9e6679f0a34de28b1dd0c1c4e0a9b2 --to 52e94d6adab3283efbb3fc1726d8bcb452e94d6adab3283efbb3fc1726d8bcb4\n\nThen, on the other machine: chipbound redownload ORDER. Interrupted, the same command goes on."
     )]
     Transfer {
-        /// A receipt's file, or the order whose receipt is kept
+        /// A receipt's file, or the order; a receipt that is not kept here is fetched
         receipt: String,
         /// The other processor: its key, as `chipbound processor show` names it, or its socket
         #[arg(long, value_name = "PROCESSOR")]
@@ -195,16 +197,16 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
             Ok(())
         }
         Verb::Redownload { receipt, output: target, line } => {
-            let receipt = receipts::find(&home, &receipt)?.receipt;
             let (session, api) = logged_in(&home)?;
+            let receipt = receipt_of(&home, &api, &receipt).await?;
             let socket = home.processor(common.processor.as_deref());
             let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
             delivered(output, &redownload(&device, &receipt, line.wanted(), target).await?);
             Ok(())
         }
         Verb::Transfer { receipt, to } => {
-            let receipt = receipts::find(&home, &receipt)?.receipt;
             let (session, api) = logged_in(&home)?;
+            let receipt = receipt_of(&home, &api, &receipt).await?;
             let (socket, to) = (home.processor(common.processor.as_deref()), destination(to).await?);
             let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
             let (transfer, path) = transfer(&device, &receipt, to).await?;
@@ -222,6 +224,22 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
 impl Line {
     fn wanted(&self) -> Wanted {
         Wanted { way: if self.own_line { Way::OwnLine } else { Way::Tunnel }, rate: self.limit_rate }
+    }
+}
+
+/// A receipt by its file, its number, or its order; that of an order that is not kept here is fetched.
+async fn receipt_of(home: &Home, api: &Api, name: &str) -> Result<Vec<u8>> {
+    match (receipts::find(home, name), name.parse::<OrderId>()) {
+        (Err(refusal), Ok(order)) if refusal.code == Code::UnknownOrder => {
+            let not_paid = || Refusal::new(Code::OrderState, format!("order {order} has no receipt: it is not paid"));
+            let receipt = api.order_state(&order).await?.receipt.ok_or_else(not_paid)?;
+            if read_claims::<Receipt>(&receipt.0)?.order != order {
+                return Err(Refusal::new(Code::OrderMismatch, "the server shows the receipt of another order"));
+            }
+            home.store_receipt(&order, &receipt.0)?;
+            Ok(receipt.0)
+        }
+        (found, _) => found.map(|found| found.receipt),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The ledger: double entry, append only. Whether an entry sums to zero and leaves no customer below zero is decided by the
 //! database's own triggers (`migrations/`), which also keep what the postings of a book come to.
 
-use super::sql::{Row, Tx, all, first, first_locked, signed, unreadable, values};
+use super::sql::{Row, Tx, all, first, signed, unreadable, values};
 use super::{BookBalance, PaymentState, Shares, Statement, StatementLine, StoredOrder, payments};
 use chipbound_wire::api::Balance;
 use chipbound_wire::{AccountId, Amount, Code, Currency, OrderId, Refusal, Result, Time};
@@ -72,7 +72,7 @@ fn source(tx: &dyn Tx, order: &StoredOrder) -> Result<&'static str> {
 /// What stands in an account's book, which nobody else takes from until the transaction ends.
 fn free(tx: &dyn Tx, account: AccountId, book: &'static str, currency: Currency) -> Result<i64> {
     let find = "SELECT minor FROM balances WHERE account = $1 AND book = $2 AND currency = $3 FOR UPDATE";
-    Ok(first_locked(tx, find, values![&account, book, currency.as_str()], |row| row.integer("minor"))?.unwrap_or(0))
+    Ok(first(tx, find, values![&account, book, currency.as_str()], |row| row.integer("minor"))?.unwrap_or(0))
 }
 
 /// What there is to spend of it: nothing where it is below zero.

@@ -292,6 +292,8 @@ pub struct NewOrder {
     pub idempotency_key: String,
     /// Digest of what the client asked for.
     pub parameters: Digest,
+    /// Whether it may be for what the account bought for that processor before.
+    pub again: bool,
 }
 
 /// An order.
@@ -355,7 +357,8 @@ pub struct NewTicket {
 pub trait Orders {
     /// Places an order. The same key and parameters return the order that was placed first; the same key with other
     /// parameters is [`chipbound_wire::Code::IdempotencyConflict`]. Refuses with [`chipbound_wire::Code::RateLimited`] where 256
-    /// orders of the account wait for its agreement (those that are placed in the same moment come on top).
+    /// orders of the account wait for its agreement (those that are placed in the same moment come on top), and with
+    /// [`chipbound_wire::Code::AlreadyBought`] what is not wanted again.
     fn place_order(&self, new: &NewOrder) -> impl Future<Output = Result<StoredOrder>> + Send;
     /// An order of that account.
     fn order(&self, account: AccountId, order: OrderId) -> impl Future<Output = Result<StoredOrder>> + Send;

@@ -1,7 +1,7 @@
 //! Orders, holds and tickets.
 
 use super::books::Books;
-use super::sql::{Row, Tx, all, first, first_locked, number, signed, values};
+use super::sql::{Row, Tx, all, first, number, signed, values};
 use super::states::{refusal, step};
 use super::{NewOrder, NewTicket, Orders, StoredOrder, Unsettled, ledger, payments};
 use chipbound_wire::api::OrderState;
@@ -67,7 +67,7 @@ pub(super) fn locked_of_anybody(tx: &dyn Tx, order: OrderId) -> Result<StoredOrd
 
 fn find_locked(tx: &dyn Tx, order: OrderId) -> Result<Option<StoredOrder>> {
     let find = "SELECT * FROM orders WHERE order_id = $1 FOR UPDATE";
-    let mut found = first_locked(tx, find, values![&order], without_receipt)?;
+    let mut found = first(tx, find, values![&order], without_receipt)?;
     if let Some(order) = &mut found {
         find_receipt(tx, order)?;
     }
@@ -372,7 +372,8 @@ fn place(tx: &dyn Tx, new: &NewOrder) -> Result<StoredOrder> {
     let find_before = "SELECT order_id, parameters FROM orders WHERE account = $1 AND idempotency_key = $2";
     let ids = |row: &dyn Row| Ok((OrderId(row.id("order_id")?), Digest(row.id("parameters")?)));
     match first(tx, find_before, values![&account, &new.idempotency_key], ids)? {
-        None => Err(Refusal::new(Code::RateLimited, format!("{NOT_AGREED_TO} orders wait for an agreement already"))),
+        None => Err(bought_before(tx, new)?
+            .unwrap_or_else(|| Refusal::new(Code::RateLimited, format!("{NOT_AGREED_TO} orders wait for an agreement already")))),
         Some((_, parameters)) if parameters != new.parameters => {
             Err(Refusal::new(Code::IdempotencyConflict, "another order was placed with this idempotency key"))
         }
@@ -380,8 +381,31 @@ fn place(tx: &dyn Tx, new: &NewOrder) -> Result<StoredOrder> {
     }
 }
 
-/// Whether it was placed: not where its key was used before, or too many orders of the account wait for its agreement, those that are
-/// placed in the same moment not counted.
+/// Why an order is not wanted `again`: what it is for was bought for that processor, and nothing was given back, or for one that gave it up
+/// to another.
+fn bought_before(tx: &dyn Tx, new: &NewOrder) -> Result<Option<Refusal>> {
+    if new.again {
+        return Ok(None);
+    }
+    let find = "SELECT o.order_id, o.processor, (SELECT count(*) FROM transfers t WHERE t.order_id = o.order_id) AS moves FROM orders o
+                WHERE o.account = $1 AND o.manifest = $2
+                  AND (o.processor = $3 OR o.order_id IN (SELECT order_id FROM transfers WHERE from_processor = $3))
+                  AND o.state IN ('acknowledged', 'capture-requested', 'captured', 'released') AND o.redownload_until >= $4
+                ORDER BY o.issued_at DESC LIMIT 1";
+    let StoredOrder { account, manifest, processor, issued_at, .. } = &new.order;
+    let bought = first(tx, find, values![account, manifest, processor, signed(issued_at.0)?], |row| {
+        let (order, holder) = (OrderId(row.id("order_id")?), KeyId(row.id("processor")?));
+        Ok(match row.number("moves")? {
+            _ if holder != *processor => format!("it was bought with order {order}, which was transferred to processor {holder}"),
+            0 => format!("it was bought with order {order} for this processor"),
+            _ => format!("it was bought with order {order}, which is for this processor since it was transferred"),
+        })
+    })?;
+    Ok(bought.map(|what| Refusal::new(Code::AlreadyBought, what)))
+}
+
+/// Whether it was placed: not where its key was used before, too many orders of the account wait for its agreement, those that are
+/// placed in the same moment not counted, or [`bought_before`] has a word against it.
 fn insert(tx: &dyn Tx, new: &NewOrder) -> Result<bool> {
     let order = &new.order;
     let placed = tx.execute_last(
@@ -389,6 +413,12 @@ fn insert(tx: &dyn Tx, new: &NewOrder) -> Result<bool> {
          idempotency_key, parameters, issued_at, expires_at, redownload_until)
          SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15
          WHERE (SELECT count(*) FROM orders WHERE account = $2 AND state = 'confirmed') < $16
+           AND (CAST($17 AS BIGINT) = 1
+                OR NOT EXISTS (SELECT 1 FROM orders WHERE account = $2 AND manifest = $3 AND processor = $5 AND redownload_until >= $13
+                                AND state IN ('acknowledged', 'capture-requested', 'captured', 'released'))
+                AND NOT EXISTS (SELECT 1 FROM transfers JOIN orders USING (order_id)
+                                WHERE from_processor = $5 AND account = $2 AND manifest = $3 AND redownload_until >= $13
+                                AND state IN ('acknowledged', 'capture-requested', 'captured', 'released')))
          ON CONFLICT (account, idempotency_key) DO NOTHING",
         values![
             &order.order,
@@ -407,6 +437,7 @@ fn insert(tx: &dyn Tx, new: &NewOrder) -> Result<bool> {
             signed(order.expires_at.0)?,
             signed(order.redownload_until.0)?,
             NOT_AGREED_TO,
+            u32::from(new.again),
         ],
     )?;
     Ok(placed == 1)

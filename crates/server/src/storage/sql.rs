@@ -20,16 +20,14 @@ pub(super) trait Tx {
     /// The same, and ends the transaction with it, in one message: what it changed stays. Where it changed nothing and nothing was changed
     /// before it, queries that lock nothing may follow and the transaction be refused; nothing else may come after it.
     fn execute_last(&self, statement: &'static str, values: &[Value<'_>]) -> Result<u64>;
-    /// Runs a query and shows `read` each row until it returns false.
+    /// Runs a query and shows `read` each row until it returns false. A `SELECT … FOR UPDATE` of one table locks the rows that it finds until
+    /// the transaction ends: what it shows is how they stand. What was read before, also of other tables, may be old. Lock an account before
+    /// its orders, and orders in the order of their ids.
     fn query(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()>;
     /// Runs a query of one parameter, compared by `= ANY($1)`, for all these keys, and shows `read` each row; locks them where it says
     /// `FOR UPDATE`.
     fn query_keys(&self, statement: &'static str, keys: &[&[u8]], read: &mut dyn FnMut(&dyn Row) -> Result<()>) -> Result<()>;
-    /// Runs `statement`, a `SELECT … FOR UPDATE` of one table, and locks the rows that it finds until the transaction ends: what it
-    /// shows is how they stand. What was read before, also of other tables, may be old. Lock an account before its orders, and
-    /// orders in the order of their ids.
-    fn query_locked(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()>;
-    /// The same for rows that nobody looks at.
+    /// Runs a `SELECT … FOR UPDATE` of rows that nobody looks at.
     fn lock(&self, statement: &'static str, values: &[Value<'_>]) -> Result<()>;
     /// Waits until no other transaction holds the lock of that number, and holds it until this one ends.
     fn alone(&self, lock: Lock) -> Result<()>;
@@ -200,21 +198,6 @@ pub(super) fn first<T>(
 ) -> Result<Option<T>> {
     let mut found = None;
     tx.query(statement, values, &mut |row| {
-        found = Some(read(row)?);
-        Ok(false)
-    })?;
-    Ok(found)
-}
-
-/// The row that a `SELECT … FOR UPDATE` finds by its key, as `read` takes it, locked until the transaction ends.
-pub(super) fn first_locked<T>(
-    tx: &dyn Tx,
-    statement: &'static str,
-    values: &[Value<'_>],
-    read: impl Fn(&dyn Row) -> Result<T>,
-) -> Result<Option<T>> {
-    let mut found = None;
-    tx.query_locked(statement, values, &mut |row| {
         found = Some(read(row)?);
         Ok(false)
     })?;

@@ -115,7 +115,13 @@ impl Busy {
     }
 
     async fn placed(&self, user: &User<'_>, program: &str, number: u32) -> Order {
-        let new = NewOrder { program: program.to_owned(), version: None, processor: self.processor.id(), key_mode: Some(KeyMode::Direct) };
+        let new = NewOrder {
+            program: program.to_owned(),
+            version: None,
+            processor: self.processor.id(),
+            key_mode: Some(KeyMode::Direct),
+            again: true,
+        };
         user.place(&format!("key-{number}"), &new).await.unwrap()
     }
 

@@ -56,7 +56,13 @@ impl Shop {
     }
 
     async fn place(&self, user: &User<'_>, key: &str) -> Order {
-        let new = NewOrder { program: "tool".to_owned(), version: None, processor: self.processor.id(), key_mode: Some(KeyMode::Direct) };
+        let new = NewOrder {
+            program: "tool".to_owned(),
+            version: None,
+            processor: self.processor.id(),
+            key_mode: Some(KeyMode::Direct),
+            again: true,
+        };
         user.place(key, &new).await.unwrap()
     }
 
@@ -355,7 +361,7 @@ async fn the_number_of_a_card_is_refused_in_every_field_and_lies_nowhere() {
     let shop = Shop::open(ONCE).await;
     let ann = shop.world.log_in("ann").await;
     let number = "4242424242424242";
-    let new = NewOrder { program: "tool".to_owned(), version: None, processor: shop.processor.id(), key_mode: None };
+    let new = NewOrder { program: "tool".to_owned(), version: None, processor: shop.processor.id(), key_mode: None, again: false };
     assert_eq!(code(ann.place(number, &new).await), Code::CardNumber);
     assert_eq!(code(ann.place("1", &NewOrder { program: number.to_owned(), ..new.clone() }).await), Code::CardNumber);
     assert_eq!(code(ann.place("2", &NewOrder { version: Some(format!("1 {number}")), ..new.clone() }).await), Code::CardNumber);
@@ -380,7 +386,8 @@ async fn a_server_without_a_provider_takes_no_cards_and_no_events() {
     let world = World::new().await;
     world.publish("tool", &sample(10)).await;
     let ann = world.log_in("ann").await;
-    let new = NewOrder { program: "tool".to_owned(), version: None, processor: Processor::new(&world.pki).id(), key_mode: None };
+    let new =
+        NewOrder { program: "tool".to_owned(), version: None, processor: Processor::new(&world.pki).id(), key_mode: None, again: false };
     let order = ann.place("key", &new).await.unwrap();
     assert_eq!(code(pay(&ann, &order, "pm_card_visa").await), Code::NotSupported);
     let status = post(&world.client, "/webhooks/cards", &json!({}), WEBHOOK_SECRET, world.now().0).await.unwrap();

@@ -263,7 +263,7 @@ pub(crate) async fn buy(client: &Client, token: &str, processor: KeyId, key_mode
 
 /// An order that is not agreed to yet.
 pub(crate) async fn place(client: &Client, token: &str, processor: KeyId, key_mode: Option<KeyMode>) -> Order {
-    let new = NewOrder { program: "tool".to_owned(), version: None, processor, key_mode };
+    let new = NewOrder { program: "tool".to_owned(), version: None, processor, key_mode, again: true };
     let key = Digest(chipbound_wire::random::fresh(&mut SystemRandom)).to_string();
     client.post_json("/v1/orders", Some(token), &[(IDEMPOTENCY_HEADER, &key)], &new).await.unwrap()
 }

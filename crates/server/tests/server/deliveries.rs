@@ -98,7 +98,13 @@ async fn a_ticket_is_used_once_in_time_by_its_owner_only() {
     let late = ann.ticket(order.order).await.unwrap().ticket;
     world.pass(61);
     assert_eq!(code(ann.receive_with(late, &order, &processor).await), Code::TicketInvalid, "a late one");
-    let not_agreed = chipbound_wire::api::NewOrder { program: "tool".to_owned(), version: None, processor: processor.id(), key_mode: None };
+    let not_agreed = chipbound_wire::api::NewOrder {
+        program: "tool".to_owned(),
+        version: None,
+        processor: processor.id(),
+        key_mode: None,
+        again: false,
+    };
     let not_agreed = ann.place("not-agreed", &not_agreed).await.unwrap();
     assert_eq!(code(ann.ticket(not_agreed.order).await), Code::OrderState, "without a hold there is no ticket");
 }

@@ -88,7 +88,8 @@ async fn every_answer_of_a_purchase_is_as_described() {
     let processor = Processor::new(&world.pki);
     call(&ann, (Method::GET, "/v1/account"), "/v1/account", &[], vec![], JSON).await;
     call(&ann, (Method::GET, "/v1/programs"), "/v1/programs", &[], vec![], JSON).await;
-    let new = NewOrder { program: "tool".to_owned(), version: None, processor: processor.id(), key_mode: Some(KeyMode::Direct) };
+    let new =
+        NewOrder { program: "tool".to_owned(), version: None, processor: processor.id(), key_mode: Some(KeyMode::Direct), again: false };
     let new = serde_json::to_vec(&new).unwrap();
     let placed = call(&ann, (Method::POST, "/v1/orders"), "/v1/orders", &[(IDEMPOTENCY_HEADER, "once")], new, JSON).await;
     let order: Order = serde_json::from_value(placed).unwrap();

@@ -14,7 +14,7 @@ use chipbound_wire::suite::KeyMode;
 use chipbound_wire::{Code, Digest, KeyId};
 
 fn wanted(program: &str) -> NewOrder {
-    NewOrder { program: program.to_owned(), version: None, processor: KeyId([7; 32]), key_mode: None }
+    NewOrder { program: program.to_owned(), version: None, processor: KeyId([7; 32]), key_mode: None, again: true }
 }
 
 #[tokio::test(flavor = "multi_thread")]

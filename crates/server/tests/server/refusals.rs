@@ -57,7 +57,7 @@ async fn post<T: serde::de::DeserializeOwned>(client: &Client, token: &str, path
 }
 
 async fn place(client: &Client, token: &str, program: &str, processor: KeyId) -> Result<Order> {
-    let new = NewOrder { program: program.to_owned(), version: None, processor, key_mode: Some(KeyMode::Direct) };
+    let new = NewOrder { program: program.to_owned(), version: None, processor, key_mode: Some(KeyMode::Direct), again: false };
     let key = Digest(chipbound_wire::random::fresh(&mut chipbound_wire::SystemRandom)).to_string();
     client.post_json("/v1/orders", Some(token), &[(IDEMPOTENCY_HEADER, &key)], &new).await
 }

@@ -264,7 +264,7 @@ impl User<'_> {
 
     /// Orders and agrees.
     pub(crate) async fn buy(&self, program: &str, processor: KeyId, key_mode: KeyMode) -> Order {
-        let new = NewOrder { program: program.to_owned(), version: None, processor, key_mode: Some(key_mode) };
+        let new = NewOrder { program: program.to_owned(), version: None, processor, key_mode: Some(key_mode), again: true };
         let key = format!("{program} {processor} {key_mode} {}", rand_text());
         let order = self.place(&key.replace(' ', "-"), &new).await.unwrap();
         self.agree(&order).await.unwrap()

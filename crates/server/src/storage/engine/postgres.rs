@@ -346,10 +346,6 @@ impl Tx for Session<'_> {
         Ok(())
     }
 
-    fn query_locked(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()> {
-        self.query(statement, values, read)
-    }
-
     fn lock(&self, statement: &'static str, values: &[Value<'_>]) -> Result<()> {
         self.put(statement, values)
     }

@@ -222,10 +222,6 @@ impl Tx for Connection {
         Ok(())
     }
 
-    fn query_locked(&self, statement: &'static str, values: &[Value<'_>], read: &mut dyn FnMut(&dyn Row) -> Result<bool>) -> Result<()> {
-        self.query(statement, values, read)
-    }
-
     fn lock(&self, _: &'static str, _: &[Value<'_>]) -> Result<()> {
         Ok(()) // There is one writer.
     }

@@ -131,7 +131,14 @@ impl Fixture {
         parameters: &[u8],
         change: impl FnOnce(StoredOrder) -> StoredOrder,
     ) -> Result<StoredOrder> {
-        let order = StoredOrder {
+        let order = change(Self::order(number));
+        let new = NewOrder { order, idempotency_key: key.to_owned(), parameters: Digest::of(parameters), again: true };
+        self.repository.place_order(&new).await
+    }
+
+    /// An order that was not placed yet.
+    pub(super) fn order(number: u8) -> StoredOrder {
+        StoredOrder {
             order: OrderId([number; 16]),
             account: BUYER,
             manifest: release(b"v", "tool", "1.0", 1).manifest,
@@ -146,9 +153,7 @@ impl Fixture {
             redownload_until: NOW.after(1000),
             holds: 0,
             receipt: None,
-        };
-        let new = NewOrder { order: change(order), idempotency_key: key.to_owned(), parameters: Digest::of(parameters) };
-        self.repository.place_order(&new).await
+        }
     }
 
     /// An order that is agreed to and delivered; its seal's bytes are those of its number.

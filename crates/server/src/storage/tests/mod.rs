@@ -1,5 +1,6 @@
 //! One suite, run on both engines.
 
+mod bought;
 mod dump;
 mod fixture;
 mod forms;
@@ -56,6 +57,7 @@ tests! {
     orders::agreeing_to_another_confirmation_holds_nothing,
     orders::an_idempotency_key_names_one_order,
     orders::orders_placed_at_once_under_one_key_are_one,
+    bought::what_was_bought_for_a_processor_is_ordered_again_only_by_those_who_want_it_again,
     orders::a_ticket_that_is_shown_many_times_at_once_admits_one,
     orders::a_foreign_order_is_as_if_it_were_not_there,
     orders::a_ticket_admits_once_in_time_and_its_owner_only,
