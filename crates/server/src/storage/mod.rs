@@ -26,8 +26,11 @@ mod tests;
 mod transfers;
 
 pub use books::{Books, Location};
+pub use parcels::{Parcels, StoredParcel};
+pub use payments::{Begun, OrderPayment, PaymentState, Payments};
 pub use settlement::{Deliveries, Log, MakeReceipt, ReceiptEntry, SettledOrder, Settlement, Settling, StoredReceipt};
 pub use shares::{Parts, Shares};
+pub use transfers::{NewTransfer, Transfers};
 
 use chipbound_session::Roots;
 use chipbound_wire::api::{AccountRole, Balance, OrderState, Scope, TokenInfo};
@@ -400,104 +403,6 @@ pub trait Orders {
     fn unsettled(&self) -> impl Future<Output = Result<Vec<Unsettled>>> + Send;
 }
 
-/// How the card provider stands to an order's price. Nothing but these states and the provider's own reference is ever kept.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PaymentState {
-    /// It is asked to hold it; what it did is not known.
-    Asked,
-    /// It has not decided.
-    Undecided,
-    /// It holds it.
-    Held,
-    /// It refused; another card may be asked.
-    Declined,
-    /// It is asked to give the hold back, since the order came to nothing.
-    Ending,
-    /// It gave the hold back, or the hold ran out there.
-    Ended,
-    /// It took it.
-    Captured,
-    /// It is asked to give back what it took, since the order was refunded.
-    Refunding,
-    /// It gave back what it took.
-    Refunded,
-}
-
-impl PaymentState {
-    /// The stable text form.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Asked => "asked",
-            Self::Undecided => "undecided",
-            Self::Held => "held",
-            Self::Declined => "declined",
-            Self::Ending => "ending",
-            Self::Ended => "ended",
-            Self::Captured => "captured",
-            Self::Refunding => "refunding",
-            Self::Refunded => "refunded",
-        }
-    }
-}
-
-/// An order that a card pays, and where that payment stands.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct OrderPayment {
-    /// The order.
-    pub order: OrderId,
-    /// Its price.
-    pub amount: Amount,
-    /// When it was placed.
-    pub issued_at: Time,
-    /// Until when it can be agreed to, delivered and acknowledged.
-    pub expires_at: Time,
-    /// Where the order stands.
-    pub order_state: OrderState,
-    /// Counts the payments that were declined before this one.
-    pub attempt: u32,
-    /// Where the payment stands.
-    pub state: PaymentState,
-    /// What the provider calls it; empty where it did not say.
-    pub reference: String,
-}
-
-/// What is to be done about a payment.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Begun {
-    /// The order was agreed to before: nothing.
-    Agreed,
-    /// The provider is to be asked; that it is was noted down.
-    Ask(OrderPayment),
-}
-
-/// Payments by card. The provider is asked between these methods, never within one: what it is to be asked is noted down before, and
-/// what it confirmed after.
-pub trait Payments {
-    /// Notes down that the provider is asked to hold the price of an order that is not agreed to yet, by the payment method with that
-    /// digest. The same refusals as [`Orders::authorise`], and [`chipbound_wire::Code::PaymentPending`] while it is not known what
-    /// became of another method's payment.
-    fn begin_payment(
-        &self,
-        account: AccountId,
-        order: OrderId,
-        confirmation: Digest,
-        method: Digest,
-        now: Time,
-    ) -> impl Future<Output = Result<Begun>> + Send;
-    /// The payment of an order, if a card was ever to pay it.
-    fn payment(&self, order: OrderId) -> impl Future<Output = Result<Option<OrderPayment>>> + Send;
-    /// Notes down what became of a payment that still is as it is `known`; whether it was.
-    fn payment_became(&self, known: &OrderPayment, state: PaymentState, reference: &str) -> impl Future<Output = Result<bool>> + Send;
-    /// The provider's hold had ended before it could take the price of an order whose capture was requested: the order has run out.
-    fn payment_ended(&self, known: &OrderPayment, now: Time) -> impl Future<Output = Result<()>> + Send;
-    /// Some of the payments that the provider is to be asked about, by order, beginning after `after`: undecided ones, those that it is
-    /// to give back, and those of orders that came to nothing while nobody knew whether it holds anything.
-    fn open_payments(&self, after: OrderId) -> impl Future<Output = Result<Vec<OrderPayment>>> + Send;
-    /// Some of all payments, by order, beginning after `after`.
-    fn all_payments(&self, after: OrderId) -> impl Future<Output = Result<Vec<OrderPayment>>> + Send;
-}
-
 /// A package that was sent whole.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Delivery {
@@ -521,88 +426,9 @@ pub struct Delivery {
     pub created_at: Time,
 }
 
-/// A package whose delivery may be cut short: what it takes to go on with the same bytes.
-#[derive(Clone, PartialEq, Eq)]
-pub struct StoredParcel {
-    /// The order.
-    pub order: OrderId,
-    /// The signed terms.
-    pub terms: Vec<u8>,
-    /// The main wrap in CBOR.
-    pub wrap: Vec<u8>,
-    /// The mechanism of the wrap.
-    pub kem: Kem,
-    /// The processor's certified sealing key, to which the wrap went.
-    pub sealing_key: Vec<u8>,
-    /// The release secret, sealed at rest.
-    pub release_secret: Vec<u8>,
-    /// The content key, sealed at rest.
-    pub content_key: Vec<u8>,
-    /// Where the ciphertext lies that was made for this order; none where it is the release's common one, or not needed any more.
-    pub blob: Option<String>,
-    /// Over the ciphertext.
-    pub roots: Roots,
-    /// Until when it is kept.
-    pub until: Time,
-}
-
-impl StoredParcel {
-    /// The delivery of this parcel under a seal that is about to leave the server.
-    #[must_use]
-    pub fn sealed_by(&self, seal: Vec<u8>, created_at: Time) -> Delivery {
-        let Self { order, terms, wrap, kem, sealing_key, release_secret, content_key, .. } = self.clone();
-        Delivery { order, terms, wrap, kem, sealing_key, release_secret, content_key, seal, created_at }
-    }
-}
-
-/// Parcels whose delivery may be cut short. Each returns the names of the blobs to which nothing refers any more, or what it says.
-pub trait Parcels {
-    /// Keeps a parcel in the place of the order's earlier one. Beyond `most` bytes of bodies in all the oldest are forgotten.
-    fn keep_parcel(&self, parcel: &StoredParcel, most: u64) -> impl Future<Output = Result<Vec<String>>> + Send;
-    /// The order's parcel under the terms with that digest: as it was kept, or, of one that was sent whole, without a blob.
-    fn parcel(&self, order: OrderId, terms: Digest) -> impl Future<Output = Result<Option<StoredParcel>>> + Send;
-    /// Forgets the order's parcel, if there is one.
-    fn forget_parcel(&self, order: OrderId) -> impl Future<Output = Result<Vec<String>>> + Send;
-    /// Forgets parcels that are not kept any longer.
-    fn expire_parcels(&self, now: Time) -> impl Future<Output = Result<Vec<String>>> + Send;
-}
-
 /// The books for an auditor (docs/ledger.md).
 pub trait Journal {
     /// Writes the journal, all of it as it stood at one moment, and returns the writer. Nobody waits for it meanwhile.
     /// [`chipbound_wire::Code::Io`] where the writer fails; what was written before is no whole journal.
     fn journal<W: Write + Send + 'static>(&self, made_at: Time, out: W) -> impl Future<Output = Result<W>> + Send;
-}
-
-/// An order that is to be for another processor.
-#[derive(Clone)]
-pub struct NewTransfer {
-    /// The order.
-    pub order: OrderId,
-    /// Its owner.
-    pub account: AccountId,
-    /// The processor that it is for.
-    pub from: KeyId,
-    /// The one that it is to be for.
-    pub to: KeyId,
-    /// The signed retirement; none where the processor is revoked.
-    pub retirement: Option<Vec<u8>>,
-    /// The signed transfer.
-    pub transfer: Vec<u8>,
-    /// When.
-    pub at: Time,
-}
-
-/// Transfers of orders to other processors.
-pub trait Transfers {
-    /// Makes the order another processor's: nothing is delivered to the old one any more. A repeat returns the bytes that were kept first.
-    /// Refuses [`chipbound_wire::Code::OrderState`] where the order is not settled, [`chipbound_wire::Code::Conflict`] where it is not, or
-    /// not any more, for the old one, and [`chipbound_wire::Code::OrderRetired`] where the new one gave it up before.
-    fn transfer(&self, new: &NewTransfer) -> impl Future<Output = Result<Vec<u8>>> + Send;
-    /// The signed transfer by which the order came to that processor.
-    fn transfer_to(&self, order: OrderId, to: KeyId) -> impl Future<Output = Result<Option<Vec<u8>>>> + Send;
-    /// Whether that processor gave the order up, or lost it because it was revoked.
-    fn gave_up(&self, order: OrderId, processor: KeyId) -> impl Future<Output = Result<bool>> + Send;
-    /// The signed terms and the acknowledgement of the order's newest acknowledged delivery, if there is any.
-    fn acknowledged(&self, order: OrderId) -> impl Future<Output = Result<Option<(Vec<u8>, Vec<u8>)>>> + Send;
 }

@@ -2,11 +2,58 @@
 
 use super::books::Books;
 use super::sql::{Row, Tx, all, first, signed, unreadable, values};
-use super::{Parcels, StoredParcel, orders};
+use super::{Delivery, orders};
 use chipbound_session::Roots;
 use chipbound_wire::documents::Seal;
 use chipbound_wire::signed::read_claims;
+use chipbound_wire::suite::Kem;
 use chipbound_wire::{Digest, OrderId, Result, Time};
+
+/// A package whose delivery may be cut short: what it takes to go on with the same bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoredParcel {
+    /// The order.
+    pub order: OrderId,
+    /// The signed terms.
+    pub terms: Vec<u8>,
+    /// The main wrap in CBOR.
+    pub wrap: Vec<u8>,
+    /// The mechanism of the wrap.
+    pub kem: Kem,
+    /// The processor's certified sealing key, to which the wrap went.
+    pub sealing_key: Vec<u8>,
+    /// The release secret, sealed at rest.
+    pub release_secret: Vec<u8>,
+    /// The content key, sealed at rest.
+    pub content_key: Vec<u8>,
+    /// Where the ciphertext lies that was made for this order; none where it is the release's common one, or not needed any more.
+    pub blob: Option<String>,
+    /// Over the ciphertext.
+    pub roots: Roots,
+    /// Until when it is kept.
+    pub until: Time,
+}
+
+impl StoredParcel {
+    /// The delivery of this parcel under a seal that is about to leave the server.
+    #[must_use]
+    pub fn sealed_by(&self, seal: Vec<u8>, created_at: Time) -> Delivery {
+        let Self { order, terms, wrap, kem, sealing_key, release_secret, content_key, .. } = self.clone();
+        Delivery { order, terms, wrap, kem, sealing_key, release_secret, content_key, seal, created_at }
+    }
+}
+
+/// Parcels whose delivery may be cut short. Each returns the names of the blobs to which nothing refers any more, or what it says.
+pub trait Parcels {
+    /// Keeps a parcel in the place of the order's earlier one. Beyond `most` bytes of bodies in all the oldest are forgotten.
+    fn keep_parcel(&self, parcel: &StoredParcel, most: u64) -> impl Future<Output = Result<Vec<String>>> + Send;
+    /// The order's parcel under the terms with that digest: as it was kept, or, of one that was sent whole, without a blob.
+    fn parcel(&self, order: OrderId, terms: Digest) -> impl Future<Output = Result<Option<StoredParcel>>> + Send;
+    /// Forgets the order's parcel, if there is one.
+    fn forget_parcel(&self, order: OrderId) -> impl Future<Output = Result<Vec<String>>> + Send;
+    /// Forgets parcels that are not kept any longer.
+    fn expire_parcels(&self, now: Time) -> impl Future<Output = Result<Vec<String>>> + Send;
+}
 
 /// What both tables have.
 fn read(row: &dyn Row, blob: Option<String>, roots: Roots, until: Time) -> Result<StoredParcel> {

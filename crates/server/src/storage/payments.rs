@@ -2,9 +2,107 @@
 
 use super::books::Books;
 use super::sql::{Row, Tx, all, first, unreadable, values};
-use super::{Begun, OrderPayment, PaymentState, Payments, StoredOrder, orders};
+use super::{StoredOrder, orders};
 use chipbound_wire::api::OrderState;
-use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, Time};
+use chipbound_wire::{AccountId, Amount, Code, Digest, OrderId, Refusal, Result, Time};
+
+/// How the card provider stands to an order's price. Nothing but these states and the provider's own reference is ever kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PaymentState {
+    /// It is asked to hold it; what it did is not known.
+    Asked,
+    /// It has not decided.
+    Undecided,
+    /// It holds it.
+    Held,
+    /// It refused; another card may be asked.
+    Declined,
+    /// It is asked to give the hold back, since the order came to nothing.
+    Ending,
+    /// It gave the hold back, or the hold ran out there.
+    Ended,
+    /// It took it.
+    Captured,
+    /// It is asked to give back what it took, since the order was refunded.
+    Refunding,
+    /// It gave back what it took.
+    Refunded,
+}
+
+impl PaymentState {
+    /// The stable text form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Undecided => "undecided",
+            Self::Held => "held",
+            Self::Declined => "declined",
+            Self::Ending => "ending",
+            Self::Ended => "ended",
+            Self::Captured => "captured",
+            Self::Refunding => "refunding",
+            Self::Refunded => "refunded",
+        }
+    }
+}
+
+/// An order that a card pays, and where that payment stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OrderPayment {
+    /// The order.
+    pub order: OrderId,
+    /// Its price.
+    pub amount: Amount,
+    /// When it was placed.
+    pub issued_at: Time,
+    /// Until when it can be agreed to, delivered and acknowledged.
+    pub expires_at: Time,
+    /// Where the order stands.
+    pub order_state: OrderState,
+    /// Counts the payments that were declined before this one.
+    pub attempt: u32,
+    /// Where the payment stands.
+    pub state: PaymentState,
+    /// What the provider calls it; empty where it did not say.
+    pub reference: String,
+}
+
+/// What is to be done about a payment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Begun {
+    /// The order was agreed to before: nothing.
+    Agreed,
+    /// The provider is to be asked; that it is was noted down.
+    Ask(OrderPayment),
+}
+
+/// Payments by card. The provider is asked between these methods, never within one: what it is to be asked is noted down before, and
+/// what it confirmed after.
+pub trait Payments {
+    /// Notes down that the provider is asked to hold the price of an order that is not agreed to yet, by the payment method with that
+    /// digest. The same refusals as [`Orders::authorise`], and [`chipbound_wire::Code::PaymentPending`] while it is not known what
+    /// became of another method's payment.
+    fn begin_payment(
+        &self,
+        account: AccountId,
+        order: OrderId,
+        confirmation: Digest,
+        method: Digest,
+        now: Time,
+    ) -> impl Future<Output = Result<Begun>> + Send;
+    /// The payment of an order, if a card was ever to pay it.
+    fn payment(&self, order: OrderId) -> impl Future<Output = Result<Option<OrderPayment>>> + Send;
+    /// Notes down what became of a payment that still is as it is `known`; whether it was.
+    fn payment_became(&self, known: &OrderPayment, state: PaymentState, reference: &str) -> impl Future<Output = Result<bool>> + Send;
+    /// The provider's hold had ended before it could take the price of an order whose capture was requested: the order has run out.
+    fn payment_ended(&self, known: &OrderPayment, now: Time) -> impl Future<Output = Result<()>> + Send;
+    /// Some of the payments that the provider is to be asked about, by order, beginning after `after`: undecided ones, those that it is
+    /// to give back, and those of orders that came to nothing while nobody knew whether it holds anything.
+    fn open_payments(&self, after: OrderId) -> impl Future<Output = Result<Vec<OrderPayment>>> + Send;
+    /// Some of all payments, by order, beginning after `after`.
+    fn all_payments(&self, after: OrderId) -> impl Future<Output = Result<Vec<OrderPayment>>> + Send;
+}
 
 /// Payments in one answer of [`Payments::open_payments`].
 const PAGE: u32 = 64;

@@ -1,9 +1,42 @@
 //! Transfers of orders to other processors.
 
 use super::books::Books;
+use super::orders;
 use super::sql::{Row, Tx, first, number, signed, values};
-use super::{NewTransfer, Transfers, orders};
-use chipbound_wire::{Code, KeyId, OrderId, Refusal, Result};
+use chipbound_wire::{AccountId, Code, KeyId, OrderId, Refusal, Result, Time};
+
+/// An order that is to be for another processor.
+#[derive(Clone)]
+pub struct NewTransfer {
+    /// The order.
+    pub order: OrderId,
+    /// Its owner.
+    pub account: AccountId,
+    /// The processor that it is for.
+    pub from: KeyId,
+    /// The one that it is to be for.
+    pub to: KeyId,
+    /// The signed retirement; none where the processor is revoked.
+    pub retirement: Option<Vec<u8>>,
+    /// The signed transfer.
+    pub transfer: Vec<u8>,
+    /// When.
+    pub at: Time,
+}
+
+/// Transfers of orders to other processors.
+pub trait Transfers {
+    /// Makes the order another processor's: nothing is delivered to the old one any more. A repeat returns the bytes that were kept first.
+    /// Refuses [`chipbound_wire::Code::OrderState`] where the order is not settled, [`chipbound_wire::Code::Conflict`] where it is not, or
+    /// not any more, for the old one, and [`chipbound_wire::Code::OrderRetired`] where the new one gave it up before.
+    fn transfer(&self, new: &NewTransfer) -> impl Future<Output = Result<Vec<u8>>> + Send;
+    /// The signed transfer by which the order came to that processor.
+    fn transfer_to(&self, order: OrderId, to: KeyId) -> impl Future<Output = Result<Option<Vec<u8>>>> + Send;
+    /// Whether that processor gave the order up, or lost it because it was revoked.
+    fn gave_up(&self, order: OrderId, processor: KeyId) -> impl Future<Output = Result<bool>> + Send;
+    /// The signed terms and the acknowledgement of the order's newest acknowledged delivery, if there is any.
+    fn acknowledged(&self, order: OrderId) -> impl Future<Output = Result<Option<(Vec<u8>, Vec<u8>)>>> + Send;
+}
 
 const FIND: &str = "SELECT transfer FROM transfers WHERE order_id = $1 AND to_processor = $2";
 
