@@ -1,5 +1,6 @@
 //! The folders in which packages are installed under a name, and whose they are.
 
+use chipbound_host::files::target_of;
 use chipbound_wire::{Code, Refusal, Result};
 use rustix::process::geteuid;
 use std::io::ErrorKind;
@@ -64,6 +65,7 @@ pub fn programs(folder: &Path) -> Result<Vec<PathBuf>> {
         other => other.map_err(failed)?,
     };
     let mut paths = entries.map(|entry| entry.map(|e| e.path())).collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
+    paths.retain(|path| path.file_name().is_some_and(|name| target_of(&name.to_string_lossy()).is_none())); // Installed now, or never.
     paths.retain(|path| path.symlink_metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0));
     paths.sort();
     Ok(paths)
@@ -97,7 +99,7 @@ mod tests {
     #[test]
     fn only_files_that_may_be_executed_are_looked_at() {
         let folder = tempfile::tempdir().expect("a folder");
-        for (name, mode) in [("b", 0o755), ("a", 0o711), ("plain", 0o644)] {
+        for (name, mode) in [("b", 0o755), ("a", 0o711), ("plain", 0o644), (".c.0123456789abcdef.part", 0o755)] {
             let path = folder.path().join(name);
             std::fs::write(&path, "").expect("written");
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("mode");

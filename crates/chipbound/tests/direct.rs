@@ -443,6 +443,58 @@ fn an_installed_package_is_a_command_that_is_listed_verified_and_taken_away() {
 }
 
 #[test]
+fn another_version_takes_an_installed_commands_place_and_another_program_does_not_by_itself() {
+    let (world, _) = with_shell();
+    let bin = world.folder.path().join("bin");
+    let installed = |package: &str, more: &[&str]| {
+        let mut command = world.ada(&["install", package, "--name", "tool", "--bin", bin.to_str().unwrap()]);
+        command.args(more);
+        command
+    };
+    good(installed("./sh", &[]));
+    world.publish(Path::new("/bin/bash"), "sh", "2", &[]);
+    good(world.ada(&["buy", "sh", "-o", "sh2"]));
+    good(installed("./sh2", &[]));
+    let second = fs::read(bin.join("tool")).unwrap();
+
+    bought(&world, Path::new("/bin/true"), "true");
+    let why = refused(installed("./true", &[]), Code::Conflict);
+    assert!(why.contains("/sh, not of ") && why.contains("--replace"), "{why}");
+    assert!(fs::read(bin.join("tool")).unwrap() == second, "it is what it was");
+    // What cannot be told apart is not replaced either: a package that opens nowhere any more.
+    let layout = chipbound_sealing::Package::read(&fs::File::open(bin.join("tool")).unwrap()).unwrap().layout;
+    common::flipped(&bin.join("tool"), &bin.join("tool"), (layout.sealed()[0].offset + 100) as usize);
+    assert!(refused(installed("./sh", &[]), Code::Conflict).contains("a package that does not open here (page_altered"));
+    good(installed("./sh2", &[])); // The very release that it was before it was damaged.
+    good(installed("./true", &["--replace"]));
+    assert!(fs::read(bin.join("tool")).unwrap() != second);
+    script(&bin.join("mine"), "#!/bin/sh");
+    refused(world.ada(&["install", "./true", "--name", "mine", "--replace", "--bin", bin.to_str().unwrap()]), Code::Conflict);
+}
+
+#[test]
+fn an_install_that_is_killed_before_its_end_leaves_the_old_command_and_nothing_that_stays() {
+    let (world, _) = with_shell();
+    let bin = world.folder.path().join("bin");
+    let install = ["install", "./sh", "--bin", bin.to_str().unwrap()];
+    good(world.ada(&install));
+    let whole = fs::read(bin.join("sh")).unwrap();
+    let command = world.ada(&install);
+    let mut killed = Command::new("strace");
+    killed.args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=rename,renameat,renameat2:error=EIO:signal=KILL"]);
+    killed.arg(command.get_program()).args(command.get_args()).current_dir(world.work("")).stdin(Stdio::null());
+    killed.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = killed.output().expect("strace is installed: ./test installs it");
+    assert_eq!(output.status.signal(), Some(9), "{}", text(&output.stderr));
+    assert_eq!(fs::read_dir(&bin).unwrap().count(), 2, "what it was writing is there");
+    assert!(fs::read(bin.join("sh")).unwrap() == whole);
+    let listed = json_lines(&good(world.ada(&["--json", "list", "--bin", bin.to_str().unwrap()])));
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    good(world.ada(&install));
+    assert_eq!(fs::read_dir(&bin).unwrap().count(), 1, "and is cleared up by the next");
+}
+
+#[test]
 fn verify_says_of_a_damaged_package_that_it_is_not_whole_and_of_a_foreign_one_that_it_does_not_open() {
     let world = World::start("", 2);
     let package = bought(&world, Path::new("/bin/true"), "true");

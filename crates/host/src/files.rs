@@ -91,10 +91,7 @@ impl Drop for Pending {
 /// Removes temporary files of the target that nobody has locked. What cannot be looked at stays.
 fn remove_left(target: &Path) {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let is_ours = |file: &str| {
-        let digits = file.strip_prefix('.').and_then(|f| f.strip_prefix(&*name)?.strip_prefix('.')?.strip_suffix(".part"));
-        digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
-    };
+    let is_ours = |file: &str| target_of(file) == Some(&*name);
     let Ok(entries) = std::fs::read_dir(folder(target)) else { return };
     for entry in entries.flatten().filter(|entry| is_ours(&entry.file_name().to_string_lossy())) {
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
@@ -103,6 +100,13 @@ fn remove_left(target: &Path) {
             let _ = std::fs::remove_file(entry.path()); // Its name says what it is.
         }
     }
+}
+
+/// The name that a temporary file of [`Pending`] is to have in the end; none for every other file.
+#[must_use]
+pub fn target_of(temporary: &str) -> Option<&str> {
+    let (target, digits) = temporary.strip_prefix('.')?.strip_suffix(".part")?.rsplit_once('.')?;
+    (digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit())).then_some(target)
 }
 
 fn folder(path: &Path) -> &Path {

@@ -57,10 +57,11 @@ pub fn open(connection: &mut Connection, package: OwnedFd, output: OwnedFd, us: 
 /// Is this package whole, and can it be opened here?
 pub fn inspect(package: File, us: &Processor) -> Result<Response> {
     let opened = verify(package, us, false)?; // Hardly a byte is read after that.
-    let title = Text::cut(&format!("{} {}", opened.manifest.program, &*opened.manifest.version));
+    let Manifest { program, version, profile, .. } = &*opened.manifest;
+    let title = Text::cut(&format!("{program} {}", &**version));
     let named = opened.start.as_ref().and_then(|record| record.interpreter());
     let interpreter = named.map(|path| Bytes::new(path.to_vec())).transpose()?;
-    Ok(Response::Inspected { manifest: opened.manifest.digest(), title, interpreter, profile: opened.manifest.profile })
+    Ok(Response::Inspected { manifest: opened.manifest.digest(), title, interpreter, profile: *profile, program: program.clone() })
 }
 
 fn read_refusal<F>(_: &OpenedPackage<F>, error: std::io::Error) -> Refusal {

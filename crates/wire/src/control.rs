@@ -269,6 +269,9 @@ pub enum Response {
         /// What of it is sealed, as its vendor chose.
         #[n(3)]
         profile: Profile,
+        /// The program.
+        #[n(4)]
+        program: ProgramId,
     },
     /// Refused.
     #[n(8)]

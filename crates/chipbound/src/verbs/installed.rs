@@ -16,7 +16,7 @@ use chipbound_wire::control::{Request, Response};
 use chipbound_wire::documents::{Receipt, Terms};
 use chipbound_wire::signed::read_claims;
 use chipbound_wire::suite::Format;
-use chipbound_wire::{Code, OrderId, Refusal, Result};
+use chipbound_wire::{Code, OrderId, ProgramId, Refusal, Result};
 use clap::Subcommand;
 use rustix::fs::{Access, access};
 use serde_json::json;
@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 pub enum Verb {
     /// Install a package as a command: a copy under a name in a bin folder, which the kernel starts directly
     #[command(
-        after_help = "Example:\n  chipbound install ./perl\n  chipbound install ./perl --name perl5 --bin /opt/bin\n\nRoot installs to /usr/local/bin, for the group chipbound where there is one: others may then execute and not read it.\nAnybody else installs to ~/.local/bin."
+        after_help = "Example:\n  chipbound install ./perl\n  chipbound install ./perl --name perl5 --bin /opt/bin\n\nAn earlier installation of the same program is replaced, whatever its version. Another program under that name is not, unless --replace is given.\nRoot installs to /usr/local/bin, for the group chipbound where there is one: others may then execute and not read it.\nAnybody else installs to ~/.local/bin."
     )]
     Install {
         /// The package
@@ -43,6 +43,9 @@ pub enum Verb {
         /// The folder
         #[arg(long, value_name = "DIR")]
         bin: Option<PathBuf>,
+        /// Replace another program that is installed under that name
+        #[arg(long)]
+        replace: bool,
     },
     /// List the packages that are installed as commands
     #[command(after_help = "Example:\n  chipbound list\n  chipbound list --bin /opt/bin")]
@@ -73,11 +76,21 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
     let home = Home::locate(common.home.as_deref())?;
     let socket = home.processor(common.processor.as_deref());
     match verb {
-        Verb::Install { package, name, bin } => install(&socket, output, &package, name, bin.as_deref()).await,
+        Verb::Install { package, name, bin, replace } => {
+            let place = Place { name, bin, replace };
+            install(&socket, output, &package, place).await
+        }
         Verb::List { bin } => list(&home, output, bin.as_deref()),
         Verb::Uninstall { name, bin } => uninstall(output, &name, bin.as_deref()),
         Verb::Verify { package } => verify(&socket, output, &package).await,
     }
+}
+
+/// Where a package is installed: under a name in a folder, and whether it takes another program's place there.
+struct Place {
+    name: Option<String>,
+    bin: Option<PathBuf>,
+    replace: bool,
 }
 
 /// The order and format of a package, the interpreter that it names, and whether it is a shared library.
@@ -107,7 +120,7 @@ fn path(bytes: &[u8]) -> PathBuf {
     OsStr::from_bytes(bytes).into()
 }
 
-async fn install(socket: &Path, output: &Output, package: &Path, name: Option<String>, bin: Option<&Path>) -> Result<()> {
+async fn install(socket: &Path, output: &Output, package: &Path, place: Place) -> Result<()> {
     let from = file(package)?;
     let Parts { terms, library, .. } = parts(&from)?;
     let Description { processor, interpreter, .. } = describe(socket)?;
@@ -123,9 +136,11 @@ async fn install(socket: &Path, output: &Output, package: &Path, name: Option<St
         return Err(Refusal::new(Code::NoDirectStart, detail));
     }
     let usual = package.file_name().map(|n| n.to_string_lossy().into_owned());
-    let name = name.or(usual).ok_or_else(|| Refusal::new(Code::ConfigInvalid, format!("{} names no file", package.display())))?;
-    let target = named(&bins::folder(bin)?, &name)?;
-    check_replaceable(&target)?;
+    let name = place.name.or(usual).ok_or_else(|| Refusal::new(Code::ConfigInvalid, format!("{} names no file", package.display())))?;
+    let target = named(&bins::folder(place.bin.as_deref())?, &name)?;
+    if let Some(there) = replaceable(&target)?.filter(|_| !place.replace) {
+        check_same_program(socket, output, &target, (&there, &from)).await?;
+    }
     let owned = bins::ownership(library.is_some());
     let written = target.clone();
     let direct = blocking(move || write(&from, &written, interpreter.as_deref(), owned)).await?;
@@ -155,14 +170,42 @@ fn named(folder: &Path, name: &str) -> Result<PathBuf> {
     Ok(std::path::absolute(folder).map_err(|e| Refusal::io(folder.display(), e))?.join(name))
 }
 
-/// Only a package is replaced by a package.
-fn check_replaceable(target: &Path) -> Result<()> {
+/// The package that would be replaced, if one is there. What is no package is never replaced by one.
+fn replaceable(target: &Path) -> Result<Option<File>> {
     let other = |what: &str| Refusal::new(Code::Conflict, format!("{} is {what}; choose another --name or --bin", target.display()));
     match target.symlink_metadata() {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Refusal::io(target.display(), e)),
         Ok(meta) if !meta.is_file() => Err(other("there already and is no file")),
-        Ok(_) => Package::read(&file(target)?).map(drop).map_err(|_| other("there already and is no package")),
+        Ok(_) => {
+            let there = file(target)?;
+            Package::read(&there).map_err(|_| other("there already and is no package"))?;
+            Ok(Some(there))
+        }
+    }
+}
+
+/// Refuses a package of another program than the one that is there, by what the processor says of both.
+async fn check_same_program(socket: &Path, output: &Output, target: &Path, (there, new): (&File, &File)) -> Result<()> {
+    if parts(there)?.terms.manifest == parts(new)?.terms.manifest {
+        return Ok(());
+    }
+    let new = program(socket, output, new).await?;
+    let what = match program(socket, output, there).await {
+        Ok(there) if there == new => return Ok(()),
+        Ok(there) => format!("the command of {there}"),
+        Err(refusal) => format!("a package that does not open here ({refusal})"),
+    };
+    let shown = target.display();
+    Err(Refusal::new(Code::Conflict, format!("{shown} is {what}, not of {new}; choose another --name or --bin, or --replace it")))
+}
+
+/// The program of a package that is whole and opens here.
+async fn program(socket: &Path, output: &Output, package: &File) -> Result<ProgramId> {
+    let package = package.try_clone().map_err(|e| Refusal::io("the package's descriptor", e))?;
+    match ask(socket.to_owned(), output, Request::Inspect { path: None }, vec![package.into()]).await? {
+        Response::Inspected { program, .. } => Ok(program),
+        other => Err(unexpected(&other)),
     }
 }
 
@@ -172,7 +215,7 @@ fn write(from: &File, target: &Path, interpreter: Option<&[u8]>, owned: bins::Ow
     let failed = |e| Refusal::io(target.display(), e);
     std::fs::create_dir_all(target.parent().unwrap_or(Path::new("."))).map_err(failed)?;
     let size = from.metadata().map_err(failed)?.len();
-    let mut pending = Pending::create(target, 0o600)?;
+    let mut pending = Pending::create_anew(target, 0o600)?;
     let to = pending.file();
     copy(from, to, size).map_err(failed)?;
     let direct = name_interpreter(to, interpreter)?;

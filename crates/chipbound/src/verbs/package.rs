@@ -77,7 +77,7 @@ async fn open(socket: PathBuf, output: &Output, package: &Path, target: &Path) -
             other => other.map(drop),
         };
     }
-    let mut pending = Pending::create(target, 0o666)?;
+    let mut pending = Pending::create_anew(target, 0o666)?;
     let to = pending.file().try_clone().map_err(failed)?;
     let size = opened(ask(socket, output, Request::Open, vec![package.into(), to.into()]).await?)?;
     pending.keep()?;
