@@ -11,6 +11,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::future::{Future, poll_fn};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -45,8 +46,18 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// The server of these options. [`Code::ConfigInvalid`] where a file that they name does not serve.
+    /// The server of these options. [`Code::ConfigInvalid`] where they leave it to the server on a network whether it is spoken to in
+    /// clear, or a file that they name does not serve.
     pub(super) fn new(options: &PgConnectOptions) -> Result<Self> {
+        let undecided = matches!(options.get_ssl_mode(), PgSslMode::Allow | PgSslMode::Prefer);
+        if undecided && options.get_socket().is_none() && !is_here(options.get_host()) {
+            let detail = format!(
+                "the URL of the database on {} does not say how the connection is secured: end it with ?sslmode=verify-full (and \
+                 &sslrootcert=FILE for a root of your own), or with ?sslmode=disable where nobody else is on that network",
+                options.get_host()
+            );
+            return Err(Refusal::new(Code::ConfigInvalid, detail));
+        }
         let options = options.clone().options(SESSION);
         let mut config = Config::new();
         match options.get_socket() {
@@ -82,6 +93,11 @@ impl Server {
         link.client.batch_execute(DURABLE).await.map_err(|e| Failure::of(&e).refuse(&e))?;
         Ok(link)
     }
+}
+
+/// Whether that host is this machine.
+fn is_here(host: &str) -> bool {
+    host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// What became of a statement that failed, besides being refused.
@@ -379,8 +395,25 @@ mod tests {
         assert!(options.contains("geqo=off") && options.contains("default_transaction_read_only=on"), "{options}");
         let plain: PgConnectOptions = "postgres://ann@h/books?sslmode=disable".parse().expect("a URL");
         assert_eq!(Server::new(&plain).expect("a server").config.get_ssl_mode(), SslMode::Disable);
-        let unreadable: PgConnectOptions = "postgres://ann@h/books?sslrootcert=/nowhere/at-all.pem".parse().expect("a URL");
+        let unreadable: PgConnectOptions = "postgres://ann@h/books?sslmode=require&sslrootcert=/nowhere/at-all.pem".parse().expect("a URL");
         assert_eq!(Server::new(&unreadable).err().map(|refusal| refusal.code), Some(Code::ConfigInvalid));
+    }
+
+    #[test]
+    fn a_server_on_a_network_is_not_left_to_decide_whether_it_is_spoken_to_in_clear() {
+        let server = |url: &str| Server::new(&url.parse::<PgConnectOptions>().expect("a URL")).map(drop);
+        for near in ["localhost", "127.0.0.1", "[::1]", "%2Frun%2Fpostgresql"] {
+            server(&format!("postgres://ann@{near}/books")).expect(near);
+        }
+        for far in ["db.example", "10.0.0.7", "[fd00::7]", "localhost.example"] {
+            for undecided in ["", "?sslmode=prefer", "?sslmode=allow"] {
+                let refusal = server(&format!("postgres://ann@{far}/books{undecided}")).expect_err(far);
+                assert!(refusal.code == Code::ConfigInvalid && refusal.detail.contains("sslmode=verify-full"), "{refusal}");
+            }
+            for said in ["disable", "require", "verify-ca", "verify-full"] {
+                server(&format!("postgres://ann@{far}/books?sslmode={said}")).expect(said);
+            }
+        }
     }
 
     #[test]
