@@ -72,6 +72,7 @@ tests! {
     pipeline::more_changes_than_are_kept_back_at_once_happen_together_or_not_at_all,
     pipeline::a_statement_that_ends_its_transaction_does_so_with_all_before_it_or_changes_nothing,
     pipeline::nothing_is_written_outside_of_a_transaction,
+    pipeline::servers_that_run_while_a_newer_version_makes_a_table_wider_go_on,
     rest::a_release_is_new_and_its_sequence_rises,
     rest::two_uploads_of_one_version_publish_it_once,
     rest::a_version_that_is_announced_anew_is_published_by_its_newest_announcement,

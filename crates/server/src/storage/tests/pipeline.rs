@@ -89,6 +89,17 @@ pub(super) async fn a_statement_that_ends_its_transaction_does_so_with_all_befor
     books.place(2, "another", b"p").await.expect("another order");
 }
 
+pub(super) async fn servers_that_run_while_a_newer_version_makes_a_table_wider_go_on(books: Fixture) {
+    books.delivered(1).await;
+    assert_eq!(books.state(1).await, OrderState::Delivering);
+    books.beside("ALTER TABLE orders ADD COLUMN of_a_newer_version INTEGER").expect("wider");
+    for _ in 0..40 {
+        assert_eq!(books.state(1).await, OrderState::Delivering); // By one connection or another.
+    }
+    books.settle(1, 1, b"token").await.expect("settled");
+    assert!(books.state(1).await.is_paid());
+}
+
 pub(super) async fn nothing_is_written_outside_of_a_transaction(books: Fixture) {
     books.place(1, "key", b"p").await.expect("an order");
     let write = |books: &dyn Tx| books.execute("UPDATE orders SET state = 'cancelled'", &[]);

@@ -117,6 +117,8 @@ impl Failure {
             Some(code) if *code == SqlState::T_R_SERIALIZATION_FAILURE || *code == SqlState::T_R_DEADLOCK_DETECTED => Self::GivenUp,
             // Ended by an operator, with its server, or for having stood still.
             Some(code) if matches!(code.code(), "57P01" | "57P02" | "57P03" | "25P03") => Self::Disconnected,
+            // What was prepared before a newer version made a table wider; a new connection prepares it anew.
+            Some(code) if *code == SqlState::FEATURE_NOT_SUPPORTED => Self::Disconnected,
             Some(_) => Self::Wrong,
             None => Self::Disconnected,
         }
