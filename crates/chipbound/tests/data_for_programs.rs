@@ -83,6 +83,8 @@ fn several_packages_of_data_come_together_and_bad_ones_start_nothing() {
     assert!(first.stdout == plain);
     let with = |package: &str| world.ada(&["run", "--with", package, "./reader", "A", "about"]);
     refused(with("A=./reader"), Code::UnsupportedProgram);
+    let second = refused(world.ada(&["run", "--with", "A=./model", "--with", "B=./reader", "./reader"]), Code::UnsupportedProgram);
+    assert!(second.contains("package 2 of data: "), "{second}");
     refused(with("A=../plain-model"), Code::NotAPackage);
     refused(with("A=./missing"), Code::Io);
     let usage = world.ada(&["run", "--with", "A", "./reader"]).output().unwrap();

@@ -6,7 +6,7 @@
 use crate::connection::{Connection, Peer};
 use crate::processor::{Processor, Program};
 use crate::readers;
-use crate::run::{check_file, check_namespaces, identity_of, open_program, refusal_of};
+use crate::run::{check_file, check_namespaces, identity_of, open_program, put_in_order, refusal_of};
 use chipbound_loader::Image;
 use chipbound_wire::bounded::List;
 use chipbound_wire::control::{Piece, Response};
@@ -60,8 +60,7 @@ pub(crate) fn open_in(connection: &mut Connection, library: OwnedFd, address: u6
     Connection::new(stream)?.send(&Response::Library { pieces: pieces(&opened.image)? }, Some(opened.image.file()))?;
     let pid = peer.pid.as_raw_nonzero();
     tracing::info!(library = %opened.program, program = %running.program, pid, "library opened");
-    opened.lock();
-    us.workshop.restock();
+    put_in_order(&opened, us);
     Ok(())
 }
 

@@ -76,7 +76,14 @@ pub fn run(
             format!("{} is a shared library: programs load it, it cannot be run", program.program),
         ));
     }
-    let data = with.iter().zip(beside).map(|(number, file)| Ok((*number, data::ready(check_file(File::from(file))?, &program, us)?)));
+    let ready = |file| data::ready(check_file(File::from(file))?, &program, us);
+    let data = with.iter().zip(beside).zip(1..).map(|((number, file), place)| {
+        let said_of = |mut refusal: Refusal| {
+            refusal.detail = format!("package {place} of data: {}", refusal.detail); // There may be several, and the program.
+            refusal
+        };
+        Ok((*number, ready(file).map_err(said_of)?))
+    });
     let data: Vec<(u32, Ready)> = data.collect::<Result<_>>()?;
     let reads_it = reads_it_anyway(peer) || (came_open && is_readable(&package));
     let ways = Ways::of(peer, how.as_ref(), &program, (!data.is_empty(), !reads_it), &us.obstacles)?;
@@ -87,10 +94,16 @@ pub fn run(
     match ways.choose(mapping)? {
         Way::Traced(tracer, mapping) => {
             let begun = begun.filter(|_| reads_it);
-            trace(connection, tracer, (mapping, begun), &Verified { package, identity, program, data }, us)
+            let verified = Verified { package, identity, program: Arc::clone(&program), data };
+            trace(connection, tracer, (mapping, begun), verified, us)?;
         }
-        Way::Executed => hand_over(connection, &program, us),
+        Way::Executed => {
+            hand_over(connection, &program, us)?;
+            drop(package); // Nothing of its file system is in use any more.
+        }
     }
+    put_in_order(&program, us);
+    Ok(())
 }
 
 /// How long a program that was opened runs before its memory is put in order: to lock it takes time from whoever begins to use it.
@@ -110,10 +123,10 @@ fn trace(
     connection: &mut Connection,
     tracer: Tracer,
     (mapping, begun): (Mapping, Option<&[u32]>),
-    verified: &Verified,
+    verified: Verified,
     us: &Processor,
 ) -> Result<()> {
-    let Verified { package, identity, program, data } = verified;
+    let Verified { package, identity, program, data } = &verified;
     check_peer(connection.peer())?; // The pid is held by the trace from here on; it is still the client's.
     let patience = Duration::from_secs(us.config.limits.start_seconds);
     let (mut stopped, libraries) = match begun.zip(us.interpreter.as_ref()) {
@@ -149,14 +162,6 @@ fn trace(
     let started = stopped.complete_or_say(&program.image, words).map_err(refusal_of)?;
     let stopped = started.stopped.as_micros();
     tracing::info!(program = %program.program, pid = started.pid.as_raw_nonzero(), %mapping, stopped_microseconds = stopped, "started");
-    if program.locked.get().is_none() {
-        std::thread::sleep(A_WHILE);
-        // What the cache has no room for, or let go of meanwhile, would be locked for no time at all.
-        if Arc::strong_count(program) > 1 {
-            program.lock();
-        }
-        us.workshop.restock();
-    }
     Ok(())
 }
 
@@ -180,6 +185,19 @@ fn hand_over(connection: &mut Connection, program: &Arc<Program>, us: &Processor
     let pid = connection.peer().pid.as_raw_nonzero();
     tracing::info!(program = %program.program, pid, mapping = %Mapping::MemfdExec, "handed over");
     Ok(())
+}
+
+/// After a first start: its memory is locked, and what the start took of what waits ready is replaced.
+pub(crate) fn put_in_order(program: &Arc<Program>, us: &Processor) {
+    if program.locked.get().is_some() {
+        return;
+    }
+    std::thread::sleep(A_WHILE);
+    // What the cache has no room for, or let go of meanwhile, would be locked for no time at all.
+    if Arc::strong_count(program) > 1 {
+        program.lock();
+    }
+    us.workshop.restock();
 }
 
 /// At the exec stop: the file that the kernel started is the one that was verified, loader variables and libraries are as the vendor

@@ -41,12 +41,9 @@ fn whole(moved: isize, wanted: usize) -> io::Result<()> {
 /// The device and inode columns, as in "fe:00 325843", that /proc/PID/maps shows for a mapping of this file. On overlay and btrfs
 /// file systems they differ from what stat(2) says, so the file is mapped here for a moment and looked up.
 pub(crate) fn listed_as(file: BorrowedFd<'_>) -> io::Result<String> {
-    // SAFETY: a fresh private read-only mapping at an address of the kernel's choice overlaps nothing of ours.
-    let address = unsafe { mmap(std::ptr::null_mut(), PAGE, ProtFlags::READ, MapFlags::PRIVATE, file, 0) }?;
-    let maps = std::fs::read_to_string("/proc/self/maps");
-    // SAFETY: this is the mapping made above, and nobody was given its address.
-    unsafe { munmap(address, PAGE) }?;
-    let line = maps?.lines().find(|line| covers(line, address.addr() as u64)).map(str::to_owned).ok_or(io::ErrorKind::NotFound)?;
+    let page = Mapped::of(file, PAGE as u64, ProtFlags::READ, MapFlags::PRIVATE)?;
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let line = maps.lines().find(|line| covers(line, page.address.addr().get() as u64)).ok_or(io::ErrorKind::NotFound)?;
     let columns: Vec<&str> = line.split_ascii_whitespace().skip(3).take(2).collect();
     Ok(columns.join(" "))
 }
@@ -54,11 +51,7 @@ pub(crate) fn listed_as(file: BorrowedFd<'_>) -> io::Result<String> {
 /// Whether a page of a file can be mapped privately with this protection, as a process would map its code.
 pub(crate) fn try_mapping(file: BorrowedFd<'_>, protection: ProtFlags) -> io::Result<()> {
     rustix::fs::ftruncate(file, PAGE as u64)?;
-    // SAFETY: a fresh private mapping at an address of the kernel's choice overlaps nothing of ours; nothing touches it.
-    let address = unsafe { mmap(std::ptr::null_mut(), PAGE, protection, MapFlags::PRIVATE, file, 0) }?;
-    // SAFETY: this is the mapping made above, and nobody was given its address.
-    unsafe { munmap(address, PAGE) }?;
-    Ok(())
+    Mapped::of(file, PAGE as u64, protection, MapFlags::PRIVATE).map(drop)
 }
 
 /// Whether anonymous memory that was writable can become executable.
@@ -79,67 +72,68 @@ fn covers(line: &str, address: u64) -> bool {
     range.is_some_and(|(start, end)| number(start).is_some_and(|start| start <= address) && number(end).is_some_and(|end| address < end))
 }
 
-/// A mapping of a memory file that keeps its pages from being swapped out.
+/// The beginning of a file, mapped at an address of the kernel's choice.
 #[derive(Debug)]
-pub(crate) struct LockedPages {
+struct Mapped {
     address: NonNull<c_void>,
     length: usize,
 }
 
-// SAFETY: the mapping is never read or written through this value; only its end unmaps it, once, from whatever thread.
-unsafe impl Send for LockedPages {}
+// SAFETY: nothing is read or written through this value itself; its end unmaps the mapping, once, from whatever thread.
+unsafe impl Send for Mapped {}
 // SAFETY: as above: a shared reference gives no access to the mapping.
-unsafe impl Sync for LockedPages {}
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    fn of(file: BorrowedFd<'_>, length: u64, protection: ProtFlags, flags: MapFlags) -> io::Result<Self> {
+        let length = usize::try_from(length).map_err(io::Error::other)?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing of ours.
+        let address = unsafe { mmap(std::ptr::null_mut(), length, protection, flags, file, 0) }?;
+        Ok(Self { address: NonNull::new(address).ok_or(io::ErrorKind::OutOfMemory)?, length })
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `of` with this length, and whoever has its address keeps this value alive.
+        let _ = unsafe { munmap(self.address.as_ptr(), self.length) };
+    }
+}
+
+/// A mapping of a memory file that keeps its pages from being swapped out.
+#[derive(Debug)]
+pub(crate) struct LockedPages {
+    /// Nobody reads it.
+    _pages: Mapped,
+}
 
 impl LockedPages {
     /// Maps and locks so many bytes from the beginning of the file.
     pub(crate) fn of(file: BorrowedFd<'_>, length: u64) -> io::Result<Self> {
-        let length = usize::try_from(length).map_err(io::Error::other)?;
-        // SAFETY: a fresh read-only mapping at an address of the kernel's choice overlaps nothing of ours.
-        let address = unsafe { mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::PRIVATE, file, 0) }?;
-        let pages = Self { address: NonNull::new(address).ok_or(io::ErrorKind::OutOfMemory)?, length };
+        let pages = Mapped::of(file, length, ProtFlags::READ, MapFlags::PRIVATE)?;
         // SAFETY: the mapping was just made with this length; locking it changes nothing that it holds.
-        unsafe { mlock(address, length) }?;
-        Ok(pages)
-    }
-}
-
-impl Drop for LockedPages {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made by `of` with this length, and nobody was given its address.
-        let _ = unsafe { munmap(self.address.as_ptr(), self.length) };
+        unsafe { mlock(pages.address.as_ptr(), pages.length) }?;
+        Ok(Self { _pages: pages })
     }
 }
 
 /// The beginning of a memory file, mapped to be written. Its pages are there already, so that writing costs no fault.
 #[derive(Debug)]
-pub(crate) struct WritablePages {
-    address: NonNull<c_void>,
-    length: usize,
-}
-
-// SAFETY: bytes are reached through a `WritablePart` alone; its end unmaps the mapping, once, from whatever thread.
-unsafe impl Send for WritablePages {}
-// SAFETY: as above: a shared reference gives no access to the mapping.
-unsafe impl Sync for WritablePages {}
+pub(crate) struct WritablePages(Mapped);
 
 impl WritablePages {
     /// Maps so many bytes from the beginning of a file that nobody else has, and has the kernel give all their pages (Linux 5.14).
     pub(crate) fn of(file: BorrowedFd<'_>, length: u64) -> io::Result<Self> {
-        let length = usize::try_from(length).map_err(io::Error::other)?;
-        let (protection, shared) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
-        // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing of ours.
-        let address = unsafe { mmap(std::ptr::null_mut(), length, protection, shared, file, 0) }?;
-        let pages = Self { address: NonNull::new(address).ok_or(io::ErrorKind::OutOfMemory)?, length };
+        let pages = Mapped::of(file, length, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)?;
         // SAFETY: the mapping was just made with this length; that its pages are there changes nothing that it holds.
-        unsafe { madvise(address, length, Advice::LinuxPopulateWrite) }?;
-        Ok(pages)
+        unsafe { madvise(pages.address.as_ptr(), pages.length, Advice::LinuxPopulateWrite) }?;
+        Ok(Self(pages))
     }
 
     /// The parts of the mapping that lie at these places of the file, each for one thread: none for one that goes beyond `end` or the
     /// mapping, or begins before the end of the one before.
     pub(crate) fn parts(self, end: u64, wanted: impl Iterator<Item = (u64, usize)>) -> Vec<Option<WritablePart>> {
-        let (end, mut free) = (usize::try_from(end).unwrap_or(usize::MAX).min(self.length), 0);
+        let (end, mut free) = (usize::try_from(end).unwrap_or(usize::MAX).min(self.0.length), 0);
         let pages = Arc::new(self);
         let part = |(at, length): (u64, usize)| {
             let begin = usize::try_from(at).ok().filter(|begin| *begin >= free)?;
@@ -147,13 +141,6 @@ impl WritablePages {
             Some(WritablePart { pages: Arc::clone(&pages), begin, length })
         };
         wanted.map(part).collect()
-    }
-}
-
-impl Drop for WritablePages {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made by `of` with this length, and whoever has a part of it keeps this value alive.
-        let _ = unsafe { munmap(self.address.as_ptr(), self.length) };
     }
 }
 
@@ -170,7 +157,7 @@ impl WritablePart {
     pub(crate) fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: `parts` gives each byte of the mapping to one value at most, this one, which is borrowed mutably for as long as the
         // slice lives, and which keeps the mapping. The file is ours alone, nobody makes it shorter, and all its bytes are initialised.
-        unsafe { std::slice::from_raw_parts_mut(self.pages.address.cast::<u8>().as_ptr().add(self.begin), self.length) }
+        unsafe { std::slice::from_raw_parts_mut(self.pages.0.address.cast::<u8>().as_ptr().add(self.begin), self.length) }
     }
 }
 
