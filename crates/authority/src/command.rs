@@ -6,7 +6,7 @@ use crate::installation::{self, Paths};
 use crate::store::{Certificate, Kind, Store, Target, Voucher};
 use crate::{http, issuing};
 use chipbound_host::process::ServiceManager;
-use chipbound_host::{Speech, files, now, process};
+use chipbound_host::{Speech, files, lossy, now, process};
 use chipbound_wire::enrolment::{Subject, Voucher as VoucherText};
 use chipbound_wire::limits::MAX_CERTIFICATE;
 use chipbound_wire::random::fresh;
@@ -121,8 +121,7 @@ async fn init(dir: PathBuf, listen: SocketAddr, name: &str, speech: Speech) -> R
         format!("  chipbound authority run --config {config}"),
         format!("  chipbound authority voucher --config {config} --role server"),
     ];
-    let object =
-        json!({ "authority": dir, "configuration": paths.config, "root": paths.root, "fingerprint": root, "root_key": paths.offline });
+    let object = json!({ "authority": lossy(&dir), "configuration": lossy(&paths.config), "root": lossy(&paths.root), "fingerprint": root, "root_key": lossy(&paths.offline) });
     speech.result(lines.join("\n"), object)
 }
 

@@ -8,7 +8,9 @@ mod common;
 
 use chipbound_wire::Code;
 use common::{World, good, json_lines, refused, script};
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -492,6 +494,38 @@ fn an_install_that_is_killed_before_its_end_leaves_the_old_command_and_nothing_t
     assert_eq!(listed.len(), 1, "{listed:?}");
     good(world.ada(&install));
     assert_eq!(fs::read_dir(&bin).unwrap().count(), 1, "and is cleared up by the next");
+}
+
+/// Names that look like what the kernel writes beside them, and bytes that are no text.
+#[test]
+fn a_package_under_any_name_and_in_any_folder_is_the_plain_program() {
+    let (world, shell) = with_shell();
+    let folder = world.work("").join(OsStr::from_bytes(b"d\xe9 [stack]"));
+    fs::create_dir(&folder).unwrap();
+    for name in [&b"\xff\xfe"[..], b"x [vdso]", b"x [stack]", b"x (deleted)", b"a) R 1", b"new\nline", b"-x", b"\xf0\x9f\x92\xa3 x"] {
+        let name = OsStr::from_bytes(name);
+        let package = folder.join(name);
+        fs::copy(&shell, &package).unwrap();
+        let said = |mut command: Command| {
+            let output = command.args(["-c", "echo $0; exit 3"]).current_dir(&folder).output().unwrap();
+            assert_eq!((output.status.code(), output.stderr.is_empty()), (Some(3), true), "{name:?}: {output:?}");
+            output.stdout
+        };
+        let mut plain = Command::new("/bin/dash");
+        plain.arg0(&package);
+        let plain = said(plain);
+        assert_eq!(said(Command::new(&package)), plain, "{name:?}");
+        let mut run = world.ada(&["run"]);
+        run.arg(&package);
+        assert_eq!(said(run), plain, "{name:?}");
+        for verb in ["verify", "inspect"] {
+            good(world.ada(&["--json", verb]).arg(&package));
+        }
+        good(world.ada(&["install", "--bin"]).arg(folder.join("bin")).arg(&package));
+    }
+    assert_eq!(json_lines(&good(world.ada(&["--json", "list", "--bin"]).arg(folder.join("bin")))).len(), 8);
+    good(world.ada(&["buy", "sh", "--again", "-o"]).arg(folder.join(OsStr::from_bytes(b"\xfe"))));
+    assert!(folder.join(OsStr::from_bytes(b"\xfe")).is_file());
 }
 
 #[test]

@@ -9,4 +9,4 @@ pub mod speech;
 
 pub use keyfile::{FileKey, Kek, signing_request};
 pub use process::now;
-pub use speech::Speech;
+pub use speech::{Speech, lossy};

@@ -3,6 +3,7 @@
 use chipbound_wire::{Refusal, Result};
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
+use std::path::Path;
 
 /// For whom results are printed on stdout.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +37,12 @@ impl Speech {
             eprintln!("{line}");
         }
     }
+}
+
+/// A path as JSON can hold it: what of it is no UTF-8 is replaced, as for people.
+#[must_use]
+pub fn lossy(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }
 
 fn write(to: &mut impl Write, text: &str) -> Result<()> {

@@ -1,7 +1,7 @@
 //! At the exec stop: the process is examined, gets its program and goes on, or is turned away.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,14 +19,12 @@ use crate::layout::{Expected, mismatch};
 use crate::script::{Argument, Call, Results, Script, TABLE_SIZE};
 use crate::stack::FreshStack;
 use crate::sys::arch::{Registers, reset_floats};
-use crate::trace::{Traced, open_exe};
+use crate::trace::{Traced, open_exe, proc_text};
 
 /// The exit code of a process whose program was not started, as shells use it for "found but not executable".
 pub const NOT_STARTED: i32 = 126;
 /// The longest message that [`AtExec::refuse`] prints, bytes; the rest is cut off.
 pub const MAX_MESSAGE: usize = 1024;
-/// More than the maps file of most processes at their exec has, bytes: it is read at once.
-const USUAL_MAPS: usize = 16 * 1024;
 
 /// Which file a process executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,10 +238,7 @@ impl AtExec {
     }
 
     fn maps(&self) -> Result<String, LoadError> {
-        let mut maps = String::with_capacity(USUAL_MAPS);
-        let read = File::open(self.traced.proc_path("maps")).and_then(|mut file| file.read_to_string(&mut maps));
-        read.map_err(system("the mappings of the process cannot be read"))?;
-        Ok(maps)
+        proc_text(self.traced.proc_path("maps")).map_err(system("the mappings of the process cannot be read"))
     }
 
     fn start(&mut self, image: &Image) -> Result<(), LoadError> {
@@ -462,7 +457,7 @@ fn registers_of(traced: &Traced) -> Result<Registers, LoadError> {
 }
 
 fn stat_of(traced: &Traced) -> Result<String, LoadError> {
-    std::fs::read_to_string(traced.proc_path("stat")).map_err(system("the state of the process cannot be read"))
+    proc_text(traced.proc_path("stat")).map_err(system("the state of the process cannot be read"))
 }
 
 /// The most calls that are added to a script between two looks at its room.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::process::Pid;
 
 use crate::error::{LoadError, system};
+use crate::layout::kernels_own;
 use crate::script::{RECORD_SIZE, Results, Script, TABLE_SIZE, is_error};
 use crate::sys::arch::{RED_ZONE, Registers, SYSCALL, stub};
 use crate::sys::{poke, read_memory, set_signal_mask, signal_mask, write_memory};
@@ -251,7 +252,7 @@ struct Vdso {
 
 impl Vdso {
     fn of(maps: &str) -> Result<Self, LoadError> {
-        let line = maps.lines().find(|line| line.ends_with(" [vdso]")).ok_or_else(no_vdso)?;
+        let line = kernels_own(maps, "[vdso]").ok_or_else(no_vdso)?;
         let (start, end) = line.split_once(' ').and_then(|(range, _)| range.split_once('-')).ok_or_else(no_vdso)?;
         let number = |text| u64::from_str_radix(text, 16).map_err(|_| no_vdso());
         Ok(Self { start: number(start)?, end: number(end)? })

@@ -140,8 +140,12 @@ fn mappings(program: &Program, bias: u64, file: &str, sealed: bool) -> Vec<Mappi
 }
 
 fn has_executable_stack(maps: &str) -> bool {
-    let stack = maps.lines().find(|line| line.ends_with(" [stack]"));
-    stack.and_then(|line| line.split_ascii_whitespace().nth(1)).is_some_and(|permissions| permissions.contains('x'))
+    kernels_own(maps, "[stack]").and_then(|line| line.split_ascii_whitespace().nth(1)).is_some_and(|permissions| permissions.contains('x'))
+}
+
+/// The line of a mapping that the kernel calls so, and not of a file whose name ends so.
+pub(crate) fn kernels_own<'a>(maps: &'a str, name: &str) -> Option<&'a str> {
+    maps.lines().find(|line| line.split_ascii_whitespace().skip(4).eq(["0", name]))
 }
 
 fn contained(expected: &[Mapping], actual: &[Mapping]) -> bool {

@@ -126,5 +126,5 @@ pub use locked::Locked;
 pub use mapping::{Mapping, trace_obstacle};
 pub use rustix::process::Pid;
 pub use stack::LOADER_VARIABLES;
-pub use trace::Tracer;
+pub use trace::{Tracer, proc_text};
 pub use workshop::Workshop;

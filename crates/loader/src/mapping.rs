@@ -11,6 +11,7 @@ use rustix::process::Pid;
 
 use crate::image::{create_executable, create_memory};
 use crate::sys::{ptrace_is_forbidden, try_anonymous_code, try_mapping};
+use crate::trace::proc_text;
 
 /// A way in which a program's code gets into a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,7 +88,7 @@ impl FromStr for Mapping {
 #[must_use]
 pub fn trace_obstacle(client: Pid, error: &io::Error) -> String {
     let status = |pid: &str, field: &str| {
-        let status = read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let status = proc_text(format!("/proc/{pid}/status")).ok()?;
         Some(status.lines().find_map(|line| line.strip_prefix(field))?.trim().to_owned())
     };
     let tracer = status(&client.as_raw_nonzero().to_string(), "TracerPid:");

@@ -1,9 +1,10 @@
 //! From the client to the exec stop.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -310,4 +311,17 @@ impl Drop for Traced {
 /// Opens the file that the process executes by its magic link.
 pub(crate) fn open_exe(traced: &Traced) -> io::Result<File> {
     File::open(traced.proc_path("exe"))
+}
+
+/// More than the maps file of most processes at their exec has, bytes: it is read at once.
+const USUAL_MAPS: usize = 16 * 1024;
+
+/// What a file below `/proc` says. The names of files and programs in it may hold anything, and are not what it is read for.
+///
+/// # Errors
+/// Whatever opening and reading it fails with.
+pub fn proc_text(path: impl AsRef<Path>) -> io::Result<String> {
+    let mut bytes = Vec::with_capacity(USUAL_MAPS);
+    File::open(path)?.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

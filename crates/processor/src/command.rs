@@ -7,7 +7,7 @@ use crate::data;
 use crate::interpreter;
 use crate::processor::Processor;
 use crate::vault::Vault;
-use chipbound_host::{Speech, files, process};
+use chipbound_host::{Speech, files, lossy, process};
 use chipbound_wire::signature::Sign;
 use chipbound_wire::{Code, Refusal, Result};
 use rustix::fs::{FlockOperation, flock};
@@ -77,8 +77,8 @@ fn make(dir: &Path, everyone: bool) -> Result<(Vec<String>, Value)> {
     lines.push(format!("next      chipbound processor run --config {}", path.display()));
     lines.push(format!("then      chipbound processor enroll --socket {socket} --authority https://HOST:PORT --voucher VOUCHER"));
     let interpreter = interpreter.ok().flatten();
-    let object =
-        json!({ "processor": key, "class": "software", "configuration": path, "interpreter": interpreter, "socket": config.socket });
+    let object = json!({ "processor": key, "class": "software", "configuration": lossy(&path), "interpreter": interpreter.as_deref().map(lossy),
+            "socket": lossy(&config.socket) });
     Ok((lines, object))
 }
 

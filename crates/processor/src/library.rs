@@ -85,7 +85,7 @@ fn is_own_user(peer: Peer) -> bool {
 /// The file that came along is the one that is mapped, where the kernel lets this daemon see that.
 fn check_mapping(file: &File, address: u64, peer: Peer) -> Result<()> {
     let failed = |e| Refusal::io("what the process has mapped", e);
-    let maps = match std::fs::read_to_string(format!("/proc/{}/maps", peer.pid.as_raw_nonzero())) {
+    let maps = match chipbound_loader::proc_text(format!("/proc/{}/maps", peer.pid.as_raw_nonzero())) {
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => return Ok(()),
         other => other.map_err(failed)?,
     };

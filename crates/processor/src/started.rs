@@ -140,7 +140,7 @@ enum Look {
 impl Look {
     fn at(pid: i32) -> Self {
         let executed = std::fs::metadata(format!("/proc/{pid}/exe")).map(|m| (m.dev(), m.ino()));
-        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"));
+        let maps = chipbound_loader::proc_text(format!("/proc/{pid}/maps"));
         match (executed, maps) {
             (Err(e), _) | (_, Err(e)) if e.kind() == io::ErrorKind::PermissionDenied => Self::Hidden,
             (Ok(executed), Ok(maps)) => Self::Seen { executed, mapped: maps.lines().filter_map(file_in).collect() },

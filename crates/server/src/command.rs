@@ -12,7 +12,7 @@ use crate::run::run;
 use crate::statement;
 use crate::storage::{Accounts, Books, Journal, Location, Orders, fresh_key};
 use chipbound_host::files::read_private;
-use chipbound_host::{Speech, now, process};
+use chipbound_host::{Speech, lossy, now, process};
 use chipbound_wire::api::{AccountRole, Balance};
 use chipbound_wire::enrolment::Voucher;
 use chipbound_wire::limits::MAX_TEXT;
@@ -330,7 +330,10 @@ async fn make(wishes: &Wishes, voucher: &str, speech: Speech) -> Result<()> {
         format!("  chipbound server run --config {config}"),
         format!("  chipbound account add --config {config} --user NAME"),
     ];
-    speech.result(lines.join("\n"), json!({ "server": made.subject, "configuration": made.config, "tls_root": made.tls_root }))
+    speech.result(
+        lines.join("\n"),
+        json!({ "server": made.subject, "configuration": lossy(&made.config), "tls_root": lossy(&made.tls_root) }),
+    )
 }
 
 async fn account(command: AccountCommand, speech: Speech) -> Result<()> {

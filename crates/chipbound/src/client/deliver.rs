@@ -5,6 +5,7 @@ use super::receive::{Received, receive, release};
 use super::store::{Partial, default_target};
 use super::{Device, blocking};
 use crate::{log, receipts};
+use chipbound_host::lossy;
 use chipbound_wire::api::{Account, OrderState, Payment, Settled};
 use chipbound_wire::certificate::Trust;
 use chipbound_wire::documents::{Confirmation, Receipt, ReleaseToken};
@@ -213,7 +214,7 @@ async fn carry(
     let receipt_path = device.home.store_receipt(&order, receipt.bytes())?;
     let in_log = log::check(device.home, device.api, &receipt, proof.as_deref(), trust).await;
     check_token(&read_claims(&token.0)?, confirmation)?;
-    let facts = json!({ "receipt": receipt.number, "charged": !errand.paid, "amount": receipt.amount, "payment": &*receipt.payment, "path": receipt_path });
+    let facts = json!({ "receipt": receipt.number, "charged": !errand.paid, "amount": receipt.amount, "payment": &*receipt.payment, "path": lossy(&receipt_path) });
     let charged = if errand.paid { "nothing charged; the same".to_owned() } else { format!("{} charged;", receipt.amount) };
     device.story.step(1009, &format!("{charged} receipt {} stored", receipt.number), facts);
 
@@ -228,7 +229,7 @@ async fn carry(
     // 1115 (1011): the processor gives out the encrypted program; it is whole on this disk before its spool goes.
     let package = partial.take(package, size, errand.interpreter.clone()).await?;
     blocking(move || super::receive::taken(&mut conversation)).await?;
-    device.story.step(1011, &format!("{size} bytes stored as {}", package.display()), json!({ "bytes": size, "path": package }));
+    device.story.step(1011, &format!("{size} bytes stored as {}", package.display()), json!({ "bytes": size, "path": lossy(&package) }));
 
     // 1117 (1012): the second path ended with close_notify in `receive`; the conversation and the first path end here.
     device.story.step(1012, "both paths closed", json!({}));

@@ -38,11 +38,41 @@ pub struct Purpose {
 struct Kept {
     purpose: Purpose,
     idempotency_key: String,
+    #[serde(with = "any_path")]
     target: PathBuf,
     expected_price: Option<Amount>,
     #[serde(default)]
     expected_size: u64,
     begun_at: Time,
+}
+
+/// A path in JSON: a text, or its bytes where they are none.
+mod any_path {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::{Path, PathBuf};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Text(PathBuf),
+        Bytes(Vec<u8>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        match path.to_str() {
+            Some(text) => text.serialize(to),
+            None => path.as_os_str().as_bytes().serialize(to),
+        }
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<PathBuf, D::Error> {
+        Form::deserialize(from).map(|form| match form {
+            Form::Text(path) => path,
+            Form::Bytes(bytes) => OsString::from_vec(bytes).into(),
+        })
+    }
 }
 
 /// A purchase that this process works at, and no other at the same time.

@@ -12,6 +12,7 @@ use crate::client::deliver::{Delivered, Wanted, Wish, buy};
 use crate::home::{Home, Session};
 use crate::receipts;
 use crate::verbs::bytes;
+use chipbound_host::lossy;
 use chipbound_wire::api::{Payment, Published};
 use chipbound_wire::random::fresh;
 use chipbound_wire::suite::Format;
@@ -82,7 +83,7 @@ pub fn execute(arguments: Arguments, json: bool) -> Result<()> {
                 chipbound_host::files::create_new_installation(keep)?;
                 let keep = std::path::absolute(keep).map_err(|e| Refusal::io(keep.display(), e))?;
                 let outcome = tell(&teller, &exe, &keep, &arguments).await;
-                teller.fact("kept", &format!("kept in {}", keep.display()), json!({ "folder": keep }));
+                teller.fact("kept", &format!("kept in {}", keep.display()), json!({ "folder": lossy(&keep) }));
                 outcome
             }
         }

@@ -10,6 +10,7 @@ use crate::control;
 use crate::home::{Home, Session};
 use crate::output::Output;
 use crate::receipts;
+use chipbound_host::lossy;
 use chipbound_processor::line::SLOWEST;
 use chipbound_transport::ServerTrust;
 use chipbound_wire::api::Payment;
@@ -211,7 +212,7 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
             let device = Device { home: &home, session: &session, api: &api, socket: &socket, story: output };
             let (transfer, path) = transfer(&device, &receipt, to).await?;
             let text = format!("order {} is for processor {} from now on; there: chipbound redownload {0}", transfer.order, transfer.to);
-            output.result(text, &json!({ "order": transfer.order, "from": transfer.from, "to": transfer.to, "path": path }));
+            output.result(text, &json!({ "order": transfer.order, "from": transfer.from, "to": transfer.to, "path": lossy(&path) }));
             Ok(())
         }
         Verb::Downloads { give_up: None } => downloads(&home.processor(common.processor.as_deref()), output).await,

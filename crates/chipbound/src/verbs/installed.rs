@@ -10,6 +10,7 @@ use crate::control::{Description, describe, unexpected};
 use crate::home::Home;
 use crate::output::Output;
 use chipbound_host::files::Pending;
+use chipbound_host::lossy;
 use chipbound_sealing::{Package, is_library};
 use chipbound_wire::bounded::Bytes;
 use chipbound_wire::control::{Request, Response};
@@ -146,7 +147,7 @@ async fn install(socket: &Path, output: &Output, package: &Path, place: Place) -
     let direct = blocking(move || write(&from, &written, interpreter.as_deref(), owned)).await?;
     if library.is_some() {
         let text = format!("{}: installed (a shared library: programs load it)", target.display());
-        output.result(text, &json!({ "installed": target, "library": true }));
+        output.result(text, &json!({ "installed": lossy(&target), "library": true }));
         return Ok(());
     }
     let bins::Ownership { group, mode } = owned;
@@ -158,7 +159,7 @@ async fn install(socket: &Path, output: &Output, package: &Path, place: Place) -
     };
     let who = if group.is_some() { "; others may execute it and not read it" } else { "" };
     let text = format!("{}: installed (mode {mode:04o}{who}); start it with: {start}", target.display());
-    output.result(text, &json!({ "installed": target, "mode": format!("{mode:04o}"), "direct_start": direct, "start": start }));
+    output.result(text, &json!({ "installed": lossy(&target), "mode": format!("{mode:04o}"), "direct_start": direct, "start": start }));
     Ok(())
 }
 
@@ -236,7 +237,9 @@ fn list(home: &Home, output: &Output, bin: Option<&Path>) -> Result<()> {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let program = found.order.map_or_else(|| FOR_EXECUTION.to_owned(), |order| title(&bought, order));
             let direct = found.direct.map_or("ask verify", |direct| if direct { "yes" } else { "no" });
-            values.push(json!({ "name": name, "path": path, "order": found.order, "program": program, "direct_start": found.direct }));
+            values.push(
+                json!({ "name": name, "path": lossy(&path), "order": found.order, "program": program, "direct_start": found.direct }),
+            );
             rows.push(vec![name, program, direct.to_owned(), path.display().to_string()]);
         }
     }
@@ -281,7 +284,7 @@ fn uninstall(output: &Output, name: &str, bin: Option<&Path>) -> Result<()> {
     })?;
     parts(&package)?; // What is no package is none of ours.
     std::fs::remove_file(&target).map_err(|e| Refusal::io(target.display(), e))?;
-    output.result(format!("{}: taken away", target.display()), &json!({ "uninstalled": target }));
+    output.result(format!("{}: taken away", target.display()), &json!({ "uninstalled": lossy(&target) }));
     Ok(())
 }
 
@@ -317,7 +320,8 @@ async fn verify(socket: &Path, output: &Output, package: &Path) -> Result<()> {
         Some(Library::Unplaced) => "shared library: it asks no processor, so that no program can load it; chipbound install it".to_owned(),
     };
     let text = format!("{shown}: {title}\nwhole: every byte is the one that was sealed\nopens here: it is bound to this processor\n{last}");
-    let value = json!({ "package": target, "title": title, "whole": true, "opens_here": true, "direct_start": works, "interpreter": named,
+    let value = json!({ "package": lossy(&target), "title": title, "whole": true, "opens_here": true, "direct_start": works,
+        "interpreter": named.as_deref().map(lossy),
         "library": library.is_some() });
     output.result(text, &value);
     if std::fs::read(SUID_DUMPABLE).is_ok_and(|value| value.trim_ascii() == b"1") {

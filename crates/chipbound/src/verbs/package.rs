@@ -8,6 +8,7 @@ use crate::home::Home;
 use crate::output::Output;
 use crate::run::Wishes;
 use chipbound_host::files::Pending;
+use chipbound_host::lossy;
 use chipbound_sealing::Package;
 use chipbound_wire::control::{Request, Response};
 use chipbound_wire::documents::Terms;
@@ -82,7 +83,7 @@ async fn open(socket: PathBuf, output: &Output, package: &Path, target: &Path) -
     let size = opened(ask(socket, output, Request::Open, vec![package.into(), to.into()]).await?)?;
     pending.keep()?;
     let text = format!("{}: {}", target.display(), bytes(size));
-    output.result(text, &json!({ "opened": target, "bytes": size }));
+    output.result(text, &json!({ "opened": lossy(target), "bytes": size }));
     Ok(())
 }
 
@@ -111,7 +112,7 @@ async fn inspect(socket: PathBuf, output: &Output, package: &Path) -> Result<()>
                 terms.key_mode,
                 terms.order
             );
-            let value = json!({ "package": package, "title": title, "manifest": manifest, "format": terms.format, "profile": profile, "order": terms.order,
+            let value = json!({ "package": lossy(package), "title": title, "manifest": manifest, "format": terms.format, "profile": profile, "order": terms.order,
                 "bytes": size, "sealed_bytes": sealed, "suite": terms.suite, "key_mode": terms.key_mode });
             output.result(text, &value);
             Ok(())

@@ -7,6 +7,7 @@ use crate::log_audit::{Source, audit};
 use crate::output::Output;
 use crate::{log, receipts};
 use chipbound_host::files::{read, write_new};
+use chipbound_host::lossy;
 use chipbound_wire::bounded::{Bytes, encode};
 use chipbound_wire::certificate::Trust;
 use chipbound_wire::documents::{ExportedReceipt, Receipt};
@@ -150,7 +151,7 @@ pub(crate) async fn list(home: &Home, output: &Output, listed: Listed) -> Result
     let rows: Vec<_> = found.iter().map(row).collect();
     let value = |(r, path): &(Receipt, PathBuf)| {
         let mut value = receipts::value(r);
-        value["path"] = json!(path);
+        value["path"] = json!(lossy(path));
         value
     };
     let values: Vec<_> = found.iter().map(value).collect();
@@ -208,6 +209,6 @@ fn export(home: &Home, output: &Output, name: &str, file: PathBuf) -> Result<()>
     let proven = proof.is_some();
     write_new(&file, &encode(&ExportedReceipt { receipt: Bytes::new(found.receipt)?, proof }), 0o644)?;
     let with = if proven { "with its proof" } else { "without a proof" };
-    output.result(format!("{}: the receipt {with}", file.display()), &json!({ "exported": file, "proof": proven }));
+    output.result(format!("{}: the receipt {with}", file.display()), &json!({ "exported": lossy(&file), "proof": proven }));
     Ok(())
 }

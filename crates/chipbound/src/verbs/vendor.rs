@@ -6,6 +6,7 @@ use crate::client::{Story, blocking};
 use crate::home::Home;
 use crate::output::Output;
 use crate::vendor::{Identity, plain_root};
+use chipbound_host::lossy;
 use chipbound_host::process::now;
 use chipbound_sealing::{Layout, is_library};
 use chipbound_wire::api::{Base64, NewRelease};
@@ -134,7 +135,7 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
         certified.key_id(),
         identity.folder().display()
     );
-    let value = json!({ "vendor": certified.subject(), "key": certified.key_id(), "valid_until": certified.validity().1, "folder": identity.folder() });
+    let value = json!({ "vendor": certified.subject(), "key": certified.key_id(), "valid_until": certified.validity().1, "folder": lossy(identity.folder()) });
     output.result(text, &value);
     Ok(())
 }

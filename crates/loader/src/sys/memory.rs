@@ -9,6 +9,8 @@ use std::sync::Arc;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mprotect, munmap};
 use rustix::process::Pid;
 
+use crate::trace::proc_text;
+
 /// Size of the pages that are tried, bytes.
 const PAGE: usize = 4096;
 
@@ -42,7 +44,7 @@ fn whole(moved: isize, wanted: usize) -> io::Result<()> {
 /// file systems they differ from what stat(2) says, so the file is mapped here for a moment and looked up.
 pub(crate) fn listed_as(file: BorrowedFd<'_>) -> io::Result<String> {
     let page = Mapped::of(file, PAGE as u64, ProtFlags::READ, MapFlags::PRIVATE)?;
-    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let maps = proc_text("/proc/self/maps")?;
     let line = maps.lines().find(|line| covers(line, page.address.addr().get() as u64)).ok_or(io::ErrorKind::NotFound)?;
     let columns: Vec<&str> = line.split_ascii_whitespace().skip(3).take(2).collect();
     Ok(columns.join(" "))
