@@ -217,7 +217,8 @@ impl Audit<'_> {
             redownload_until: row.redownload_until.0,
         };
         if signed != kept {
-            self.report.find(Rule::OrderConfirmation, about, format!("{signed:?}"), format!("{kept:?}"));
+            let (signed, kept) = signed.where_they_differ(&kept);
+            self.report.find(Rule::OrderConfirmation, about, signed, kept);
         }
         Ok(Some(confirmation))
     }
@@ -338,7 +339,7 @@ impl Order {
 }
 
 /// What row and confirmation of an order both say; the processor may have changed since.
-#[derive(PartialEq, Eq, Debug)]
+#[derive(PartialEq, Eq)]
 struct Said {
     order: OrderId,
     account: AccountId,
@@ -348,4 +349,48 @@ struct Said {
     issued_at: u64,
     expires_at: u64,
     redownload_until: u64,
+}
+
+impl Said {
+    /// What this one says and what the other one says, of all about which they do not agree.
+    fn where_they_differ(&self, other: &Self) -> (String, String) {
+        let (these, those) = (self.lines(), other.lines());
+        let differing = these.into_iter().zip(those).filter(|(this, that)| this != that);
+        let (these, those): (Vec<_>, Vec<_>) = differing.unzip();
+        (these.join(", "), those.join(", "))
+    }
+
+    fn lines(&self) -> [String; 7] {
+        [
+            format!("order {}", self.order),
+            format!("account {}", self.account),
+            format!("price {} {}", self.price, self.currency),
+            format!("manifest {}", self.manifest),
+            format!("issued at {}", self.issued_at),
+            format!("expires at {}", self.expires_at),
+            format!("re-download until {}", self.redownload_until),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_row_and_its_confirmation_only_what_differs_is_shown() {
+        let said = |price, issued_at| Said {
+            order: OrderId([1; 16]),
+            account: AccountId([2; 16]),
+            price,
+            currency: "EUR".parse().expect("a currency"),
+            manifest: Digest([3; 32]),
+            issued_at,
+            expires_at: 5,
+            redownload_until: 6,
+        };
+        assert_eq!(said(100, 4).where_they_differ(&said(1, 4)), ("price 100 EUR".to_owned(), "price 1 EUR".to_owned()));
+        let (signed, kept) = said(100, 4).where_they_differ(&said(1, 9));
+        assert_eq!((&*signed, &*kept), ("price 100 EUR, issued at 4", "price 1 EUR, issued at 9"));
+    }
 }

@@ -119,6 +119,9 @@ fn read_file(path: &Path) -> Result<Found> {
     if let Ok(ExportedReceipt { receipt, proof }) = decode(&bytes) {
         return Ok(Found { receipt: receipt.into_vec(), proof: proof.map(chipbound_wire::bounded::Bytes::into_vec) });
     }
+    if let Err(refusal) = read_claims::<Receipt>(&bytes) {
+        return Err(Refusal::new(Code::WrongDocument, format!("{} is no receipt, or was damaged", path.display())).because(refusal));
+    }
     let beside = path.with_extension(PROOF);
     let proof = if beside.exists() { Some(chipbound_host::files::read(&beside, MAX_PROOF_FILE)?) } else { None };
     Ok(Found { receipt: bytes, proof })

@@ -36,6 +36,12 @@ fn a_wrong_command_line_ends_with_2_and_names_what_is_wrong_without_codes() {
     says(&publish(&["--name", "app", "--price", "-1 EUR"]), "-1 EUR");
     says(&publish(&["--name", "My App", "--price", "1 EUR"]), "1 to 64 characters of a-z 0-9");
     says(&publish(&["--name", "app", "--price", "1 EUR", "--profile", "all"]), "is no protection profile");
+    let named = |version: &'static str, more: &[&'static str]| {
+        [&["publish", "./app", "--name", "app", "--price", "1 EUR", "--class", "software", "--version", version], more].concat()
+    };
+    says(&named("", &[]), "a version has a name");
+    says(&named("1\x1b[31m", &[]), "a text holds control characters");
+    says(&named("1", &["--reader", "no such"]), "1 to 64 characters of a-z 0-9");
     let deposit = ["account", "deposit", "--config", "server.toml", "--user", "ann", "--amount", "-5 EUR"];
     says(&deposit, "is not an amount");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was made");
@@ -111,4 +117,89 @@ fn a_log_in_is_at_one_server_however_its_address_ends_and_its_tls_root_serves_th
         good(world.ada(&["receipt", "audit-log", address]));
     }
     refused(world.as_user("nobody", &["receipt", "audit-log", &url]), Code::ServerUntrusted);
+}
+
+#[test]
+fn options_that_say_nothing_of_a_file_or_forbid_it_are_refused_and_a_pipe_is_not_waited_for() {
+    let world = World::start("", 1);
+    noise(&world.work("plain"), 1000);
+    let publish = |file: &str, more: &[&str]| {
+        let line = ["publish", file, "--name", "x", "--version", "1", "--price", "1 EUR", "--class", "software"];
+        world.as_user("acme", &[&line, more].concat())
+    };
+    let plain = world.work("plain");
+    let data = plain.to_str().unwrap();
+    for (file, more, wanted) in [
+        ("/bin/ls", &["--open-to-file"] as &[&str], "--open-to-file is for data"),
+        ("/bin/ls", &["--reader", "x"], "--reader is for data and libraries"),
+        ("/bin/ls", &["--minimum-sequence", "2"], "--minimum-sequence 2 is above this release's own place, 1"),
+        (data, &["--loader-variables", "allow"], "--loader-variables is for programs"),
+    ] {
+        let said = refused(publish(file, more), Code::ConfigInvalid);
+        assert!(said.contains(wanted), "{said}");
+    }
+    let pipe = world.work("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    refused(publish(pipe.to_str().unwrap(), &[]), Code::UnsupportedProgram);
+    assert!(good(world.ada(&["--json", "catalogue"])).stdout.is_empty(), "nothing was published");
+}
+
+#[test]
+fn the_operator_is_told_what_to_mend_in_what_was_typed() {
+    let world = World::start("", 1);
+    let config = world.folder.path().join("server/server.toml");
+    let account = |line: &[&str]| {
+        let mut command = world.ada(&["account"]);
+        command.args(line).arg("--config").arg(&config).stdin(Stdio::null());
+        command
+    };
+    let said = refused(account(&["add", "--user", "bob"]), Code::ConfigInvalid);
+    assert!(said.contains("a password has 8 to 1024 bytes"), "{said}");
+    let said = refused(account(&["statement", "--user", "ada", "--from", "2026-12-01", "--until", "2026-11-01"]), Code::ConfigInvalid);
+    assert!(said.contains("would end before it begins"), "{said}");
+}
+
+#[test]
+fn a_vendor_sees_what_was_earned_and_a_receipt_is_shown_under_the_root_that_is_named() {
+    let world = World::start("", 1);
+    world.publish(Path::new("/bin/ls"), "ls", "1", &[]);
+    let balance = || String::from_utf8(good(world.as_user("acme", &["balance"])).stdout).unwrap();
+    assert_eq!(balance(), "no money yet\n");
+    world.buy("ls", &[]);
+    assert!(balance().ends_with(" EUR earned and not paid out\n"), "{}", balance());
+
+    good(world.ada(&["receipt", "export", "1", "-o", "exported"]));
+    let (exported, root) = (world.work("exported"), world.folder.path().join("authority/root.der"));
+    let show = |more: &[&str]| {
+        let shown = good(world.as_user("nobody", &[&["receipt", "show", exported.to_str().unwrap()], more].concat()));
+        String::from_utf8(shown.stdout).unwrap()
+    };
+    assert!(
+        show(&[]).contains("NOT VERIFIED: certificate_foreign: no authority is known here: pass its root certificate with --root FILE")
+    );
+    assert!(show(&["--root", root.to_str().unwrap()]).contains("this copy   genuine"));
+    let said = refused(world.ada(&["receipt", "verify", "/etc/passwd"]), Code::WrongDocument);
+    assert!(said.contains("/etc/passwd is no receipt"), "{said}");
+}
+
+#[test]
+fn a_server_whose_database_is_gone_or_another_one_does_not_start_and_keeps_its_programs() {
+    let world = World::start("", 1);
+    world.publish(Path::new("/bin/ls"), "ls", "1", &[]);
+    let copy = world.work("copy");
+    assert!(Command::new("cp").arg("-a").arg(world.folder.path().join("server")).arg(&copy).status().unwrap().success());
+    for beside in ["server.db", "server.db-wal", "server.db-shm"] {
+        let _ = std::fs::remove_file(copy.join(beside)); // The last two come and go.
+    }
+    let programs = || std::fs::read_dir(copy.join("blobs/plain")).unwrap().count();
+    let run = || {
+        let mut command = world.ada(&["server", "run", "--config"]);
+        command.arg(copy.join("server.toml")).stdin(Stdio::null());
+        refused(command, Code::Database)
+    };
+    let said = run();
+    assert!(said.contains("there is no database") && programs() == 1, "{said}");
+    std::fs::write(copy.join("server.db"), "").unwrap();
+    let said = run();
+    assert!(said.contains("the database is empty, and programs lie in") && programs() == 1, "{said}");
 }

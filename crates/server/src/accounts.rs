@@ -1,6 +1,7 @@
 //! Passwords, sessions, and who may ask.
 
 use crate::server::Server;
+use crate::statement::sales;
 use crate::storage::{NewAccount, Principal, Repository};
 use crate::tokens::PREFIX;
 use argon2::password_hash::{Output, PasswordHash, PasswordHasher, SaltString};
@@ -259,7 +260,11 @@ impl<R: Repository> Server<R> {
     /// The account as its owner sees it.
     pub async fn account(&self, principal: Principal) -> Result<Account> {
         let balances = self.repository.balances(principal.account).await?;
-        Ok(Account { account: principal.account, user: principal.user, role: principal.role, balances })
+        let sales = match principal.role {
+            AccountRole::Vendor => sales(self.repository.books_of(principal.account).await?),
+            _ => Vec::new(),
+        };
+        Ok(Account { account: principal.account, user: principal.user, role: principal.role, balances, sales })
     }
 }
 

@@ -209,7 +209,13 @@ fn walk(from: &Path, kek: &Kek, take: &mut dyn FnMut(Frame, &mut dyn Read) -> Re
         let before = *reader.hash.finalize().as_bytes();
         match reader.frame()? {
             Frame::End(sealed) => {
-                let whole = *kek.open(END, &sealed)? == before;
+                let own = |_| {
+                    Refusal::new(
+                        Code::Unsealable,
+                        "the backup does not open with this kek: it is another server's, or the backup was changed",
+                    )
+                };
+                let whole = *kek.open(END, &sealed).map_err(own)? == before;
                 let ended = reader.file.read(&mut [0]).map_err(cut)? == 0;
                 return if whole && ended { Ok(head) } else { Err(Refusal::new(Code::Unsealable, "the backup is not as it was made")) };
             }

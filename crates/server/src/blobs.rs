@@ -198,6 +198,23 @@ impl Blobs {
         }
     }
 
+    /// Where the blobs lie.
+    pub(crate) fn folder(&self) -> std::path::Display<'_> {
+        self.folder.display()
+    }
+
+    /// Whether there is no blob at all.
+    pub(crate) fn is_empty(&self) -> Result<bool> {
+        for kind in Kind::ALL {
+            let folder = self.folder.join(kind.folder());
+            let failed = |e| Refusal::io(format_args!("cannot read {}", folder.display()), e);
+            if std::fs::read_dir(&folder).map_err(failed)?.next().is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Removes every file to which nothing in `in_use` refers: what a killed server left half-written. Only before anything is
     /// being written, or beside other servers with `spared` above zero: what was changed for less than that time ago stays. Returns how many.
     pub fn sweep(&self, in_use: &HashSet<String>, spared: Duration) -> Result<usize> {

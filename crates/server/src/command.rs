@@ -8,9 +8,9 @@ use crate::init::{Wishes, init};
 use crate::openapi;
 use crate::reconcile::{Difference, Reconciliation, reconcile, strangers};
 use crate::rotation::{Which, rotate};
-use crate::run::run;
+use crate::run::{existing_books, run};
 use crate::statement;
-use crate::storage::{Accounts, Books, Journal, Location, Orders, fresh_key};
+use crate::storage::{Accounts, Books, Journal, Orders, fresh_key};
 use chipbound_host::files::read_private;
 use chipbound_host::{Speech, lossy, now, process};
 use chipbound_wire::api::{AccountRole, Balance};
@@ -341,7 +341,8 @@ async fn account(command: AccountCommand, speech: Speech) -> Result<()> {
         AccountCommand::Add { config, user, role, password_file } => {
             let password = password(password_file.as_deref())?;
             let repository = books(&config).await?;
-            let new = new_account(&user, role, &password, now())?;
+            // Here nobody sent anything: what was typed is to be mended.
+            let new = new_account(&user, role, &password, now()).map_err(|refusal| Refusal::new(Code::ConfigInvalid, refusal.detail))?;
             repository.add_account(&new).await?;
             repository.close().await;
             let object = json!({ "account": new.account, "user": user, "role": role.as_str() });
@@ -371,9 +372,12 @@ async fn account(command: AccountCommand, speech: Speech) -> Result<()> {
             speech.result(line, object)
         }
         AccountCommand::Statement { config, user, from, until } => {
+            let (from, until) = (from.unwrap_or(Time(0)), until.unwrap_or(now().after(1)));
+            if from >= until {
+                return Err(Refusal::new(Code::ConfigInvalid, "the statement would end before it begins: see --from and --until"));
+            }
             let repository = books(&config).await?;
-            let until = until.unwrap_or(now().after(1));
-            let statement = repository.statement(&user, from.unwrap_or(Time(0)), until).await?;
+            let statement = repository.statement(&user, from, until).await?;
             repository.close().await;
             match (speech, statement::objects(&statement)) {
                 (Speech::Json, objects) if objects.is_empty() => Ok(()),
@@ -501,13 +505,7 @@ async fn compare(config: &Path, since: Time, give_back: &[String], speech: Speec
 }
 
 pub(crate) async fn books(config: &Path) -> Result<Books> {
-    let location = Config::load(config)?.database()?;
-    if let Location::File(path) = &location
-        && !path.exists()
-    {
-        return Err(Refusal::new(Code::Database, format!("there is no database {}", path.display())));
-    }
-    Books::open(&location).await
+    existing_books(&Config::load(config)?).await
 }
 
 /// The password: from its file, or asked for twice on a terminal, or the first line of standard input. Never an argument.
@@ -523,7 +521,7 @@ fn password(file: Option<&Path>) -> Result<Zeroizing<String>> {
         |prompt: &str| rpassword::prompt_password(prompt).map(Zeroizing::new).map_err(|e| Refusal::io("cannot ask for the password", e));
     let password = ask("Password: ")?;
     if *ask("Again: ")? != *password {
-        return Err(Refusal::new(Code::Malformed, "the two passwords differ"));
+        return Err(Refusal::new(Code::ConfigInvalid, "the two passwords differ"));
     }
     Ok(password)
 }

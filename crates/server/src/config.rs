@@ -21,6 +21,17 @@ const MAX_CONNECTIONS: usize = 256;
 /// Bytes of a file with a database's password.
 const MAX_DATABASE_PASSWORD: usize = 4096;
 
+/// What the URL of a PostgreSQL server may say after its `?`, beside `options[NAME]`.
+const URL_OPTIONS: [&str; 11] =
+    ["sslmode", "sslrootcert", "sslcert", "sslkey", "host", "hostaddr", "port", "dbname", "user", "application_name", "options"];
+
+/// An option of a PostgreSQL server's URL that there is not. The library would pass over it, and with it over a mistyped `sslmode`.
+fn unknown_option(url: &str) -> Option<&str> {
+    let (_, options) = url.split_once('?')?;
+    let names = options.split('&').filter(|option| !option.is_empty()).map(|option| option.split('=').next().unwrap_or(option));
+    names.into_iter().find(|name| !URL_OPTIONS.contains(name) && !name.starts_with("options["))
+}
+
 /// The configuration of one server.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -108,6 +119,9 @@ impl DatabaseConfig {
         let user = rest.split(['/', '?']).next().and_then(|authority| authority.rsplit_once('@')).map_or("", |(user, _)| user);
         if user.contains(':') || rest.contains("password=") {
             return Err(bad("the url holds no password: write it into a file of mode 0600 and name that as password_file"));
+        }
+        if let Some(unknown) = unknown_option(rest) {
+            return Err(bad(&format!("the url has no option {unknown:?}; there are: {}", URL_OPTIONS.join(", "))));
         }
         if !(1..=MAX_CONNECTIONS).contains(&self.connections) {
             return Err(bad("connections are 1 to 256"));
@@ -350,9 +364,14 @@ mod tests {
             DatabaseConfig { url: url.to_owned(), password_file, ..DatabaseConfig::default() }.location(folder.path())
         };
         assert!(matches!(DatabaseConfig::default().location(folder.path()), Ok(Location::File(f)) if f == folder.path().join("server.db")));
-        for url in
-            ["server.db", "sqlite:", "mysql://a@b/c", "postgres://ann:secret@host/books", "postgres://ann@host/books?password=secret"]
-        {
+        for url in [
+            "server.db",
+            "sqlite:",
+            "mysql://a@b/c",
+            "postgres://ann@host/books?sslmod=verify-full",
+            "postgres://ann:secret@host/books",
+            "postgres://ann@host/books?password=secret",
+        ] {
             let refusal = at(url, None).expect_err(url);
             assert_eq!(refusal.code, Code::ConfigInvalid, "{url}");
             assert!(!refusal.detail.contains("secret"), "{}", refusal.detail);
@@ -361,6 +380,7 @@ mod tests {
         std::fs::write(&file, "correct horse\n").expect("written");
         assert_eq!(at("postgres://ann@host/books", Some("password")).expect_err("all may read it").code, Code::InsecurePermissions);
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("made private");
+        at("postgres://ann@host/books?sslmode=verify-full&options=-c%20geqo%3Doff", Some("password")).expect("a server with options");
         let location = at("postgres://ann@host/books", Some("password")).expect("a server");
         assert!(!format!("{location:?}").contains("horse"), "{location:?}");
         assert!(matches!(location, Location::Postgres(options, 16) if options.get_host() == "host" && options.get_username() == "ann"));

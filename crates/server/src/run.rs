@@ -9,7 +9,7 @@ use crate::line::serve_line;
 use crate::rotation::in_use;
 use crate::server::{Clock, Parts, Server};
 use crate::standing::{Standing, load_trust};
-use crate::storage::Books;
+use crate::storage::{Books, Location};
 use chipbound_host::files::{read, read_private};
 use chipbound_host::process::ServiceManager;
 use chipbound_host::{Kek, now};
@@ -113,7 +113,7 @@ async fn open(config: &Config) -> Result<(Arc<Server<Books>>, Standing, Entered)
         trust: trust.clone(),
         clock: clock.clone(),
     };
-    let repository = Books::open(&config.database()?).await?;
+    let repository = existing_books(config).await?;
     let blobs = Blobs::open(&config.blobs())?;
     let cards = config.payment.open(&config.folder)?;
     let server = Server::new(Parts { repository, blobs, keys, trust, kek, policy: config.policy.clone(), clock, cards })?;
@@ -123,6 +123,19 @@ async fn open(config: &Config) -> Result<(Arc<Server<Books>>, Standing, Entered)
     let expired = server.expire().await?;
     tracing::info!(removed, recovered, expired, "opened");
     Ok((server, standing, entered))
+}
+
+/// The books of a server that `init` made. A file of books that is not there is [`Code::Database`]: new ones in its place would know
+/// nobody.
+pub(crate) async fn existing_books(config: &Config) -> Result<Books> {
+    let location = config.database()?;
+    if let Location::File(path) = &location
+        && !path.exists()
+    {
+        let detail = format!("there is no database {}: `init` made it; bring it back, or restore a backup", path.display());
+        return Err(Refusal::new(Code::Database, detail));
+    }
+    Books::open(&location).await
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {

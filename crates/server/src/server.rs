@@ -13,7 +13,7 @@ use crate::strangers::Strangers;
 use crate::threads::Threads;
 use chipbound_host::Kek;
 use chipbound_session::tls::SharedTrust;
-use chipbound_wire::{Result, Time};
+use chipbound_wire::{Code, Refusal, Result, Time};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -127,9 +127,14 @@ impl<R: Repository> Server<R> {
 
     /// Removes what a killed server left half-written, before anything else runs; returns how many files. What comes with it says to servers
     /// that start later that this one works with the programs. Beside another one, what was changed in the last hour stays: that one
-    /// may be writing it.
+    /// may be writing it. Programs beside books that know not even an account are refused with [`Code::Database`] and stay: a
+    /// database that was lost, or is another one, would cost them all.
     pub async fn tidy(&self) -> Result<(Entered, usize)> {
         let mut entered = self.blobs.enter()?;
+        if self.repository.accounts("", 1).await?.is_empty() && !self.blobs.is_empty()? {
+            let detail = format!("the database is empty, and programs lie in {}: it is not theirs; none was removed", self.blobs.folder());
+            return Err(Refusal::new(Code::Database, detail));
+        }
         let in_use = self.repository.blobs_in_use().await?.into_iter().collect();
         let removed = self.blobs.sweep(&in_use, if entered.alone() { Duration::ZERO } else { SPARED })?;
         entered.share()?;

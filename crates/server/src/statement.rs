@@ -1,6 +1,7 @@
 //! Statements of accounts, for people.
 
 use crate::storage::{BookBalance, Statement, StatementLine};
+use chipbound_wire::api::Book;
 use chipbound_wire::{Amount, Time};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -15,6 +16,12 @@ pub(crate) fn standing(balance: &BookBalance) -> Option<String> {
         _ => return None,
     };
     Some(format!("{} {what}", money(balance)))
+}
+
+/// What a vendor's sales came to, of all that stands in its books.
+pub(crate) fn sales(books: Vec<BookBalance>) -> Vec<Book> {
+    let sold = |balance: &BookBalance| standing(balance).is_some();
+    books.into_iter().filter(sold).map(|BookBalance { book, currency, minor }| Book { book, currency, minor }).collect()
 }
 
 /// The statement: what stood in each book before, each change, what stands in it after.

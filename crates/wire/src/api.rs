@@ -4,7 +4,7 @@
 //! Which route takes and answers what is described in `docs/openapi.json`.
 
 use crate::error::{Code, Refusal, Result};
-use crate::ids::{AccountId, Amount, Digest, KeyId, OrderId, ProgramId, Time};
+use crate::ids::{AccountId, Amount, Currency, Digest, KeyId, OrderId, ProgramId, Time};
 use crate::suite::{Format, KeyMode};
 use serde::{Deserialize, Serialize};
 
@@ -239,6 +239,21 @@ pub struct Account {
     pub role: AccountRole,
     /// Its money, one entry for each currency.
     pub balances: Vec<Balance>,
+    /// What a vendor's sales came to, one entry for each book and currency.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sales: Vec<Book>,
+}
+
+/// What stands in one book of an account.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Book {
+    /// The book: `revenue` is what was earned and not paid out, `tax` the taxes in the prices, `fees` the house's share.
+    pub book: String,
+    /// The currency.
+    pub currency: Currency,
+    /// Its smallest units; below zero where more was given back or paid out than came in.
+    pub minor: i64,
 }
 
 /// Money of one currency.

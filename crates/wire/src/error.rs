@@ -96,7 +96,7 @@ codes! {
     /// On the authority's revocation list.
     CertificateRevoked = "certificate_revoked", Peer, 403, "The authority withdrew this certificate: ask its operator why.";
     /// Not issued under the authority that is trusted here.
-    CertificateForeign = "certificate_foreign", Peer, 403, "Enroll with the authority that the other side trusts.";
+    CertificateForeign = "certificate_foreign", Peer, 403, "Enroll with the authority that the other side trusts; a receipt is verified under the root of its own server's: --root FILE.";
     /// Certified for another role.
     CertificateRole = "certificate_role", Peer, 403, "Use the certificate of the role that is needed here.";
     /// Outside the strict profile of docs/protocol.md.

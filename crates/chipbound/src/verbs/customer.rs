@@ -13,7 +13,7 @@ use crate::receipts;
 use chipbound_host::lossy;
 use chipbound_processor::line::SLOWEST;
 use chipbound_transport::ServerTrust;
-use chipbound_wire::api::Payment;
+use chipbound_wire::api::{Book, Payment};
 use chipbound_wire::control::WaitingDelivery;
 use chipbound_wire::documents::Receipt;
 use chipbound_wire::payment::{CardToken, refuse_card_numbers};
@@ -134,7 +134,7 @@ pub enum Verb {
     },
     /// Move a purchase to another processor: this machine's gives it up for ever, unless it was revoked
     #[command(
-        after_help = "Example:\n  chipbound transfer 7c9e6679f0a34de28b1dd0c1c4e0a9b2 --to 52e94d6adab3283efbb3fc1726d8bcb452e94d6adab3283efbb3fc1726d8bcb4\n\nThen, on the other machine: chipbound redownload ORDER. Interrupted, the same command goes on."
+        after_help = "Example:\n  chipbound transfer 7c9e6679f0a34de28b1dd0c1c4e0a9b2 --to 52e94d6adab3283efbb3fc1726d8bcb452e94d6adab3283efbb3fc1726d8bcb4\n\nThen, on the other machine: chipbound redownload ORDER. Interrupted, the same command goes on.\n\nA processor's key is taken as it is: under one that no processor has, the purchase opens nowhere, and only the\nserver's operator can make it good (chipbound account refund)."
     )]
     Transfer {
         /// A receipt's file, or the order; a receipt that is not kept here is fetched
@@ -178,7 +178,7 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
         Verb::Cancel { order } => cancel(&home, output, &order).await,
         Verb::Buy { programs, version, output: target, key_mode, line, jobs, max_price, again, pay } => {
             if programs.len() > 1 && (version.is_some() || target.is_some()) {
-                return Err(Refusal::new(Code::Conflict, "a version and a file are of one program: buy it by itself"));
+                return Err(Refusal::new(Code::ConfigInvalid, "a version and a file are of one program: buy it by itself"));
             }
             let payment = payment(&pay)?;
             let (session, api) = logged_in(&home)?;
@@ -408,15 +408,36 @@ async fn cancel(home: &Home, output: &Output, order: &OrderId) -> Result<()> {
 async fn balance(home: &Home, output: &Output) -> Result<()> {
     let (_, api) = logged_in(home)?;
     let account = api.account().await?;
-    let lines: Vec<_> = account.balances.iter().map(|b| format!("{} ({} held)", b.available, b.held)).collect();
+    let mut lines: Vec<_> = account.balances.iter().map(|b| format!("{} ({} held)", b.available, b.held)).collect();
+    lines.extend(account.sales.iter().map(sales));
     let text = if lines.is_empty() { "no money yet".to_owned() } else { lines.join("\n") };
     output.result(text, &json!(account));
     Ok(())
 }
 
+/// What a vendor's sales came to, in one of its books.
+fn sales(Book { book, currency, minor }: &Book) -> String {
+    let amount = Amount { minor: minor.unsigned_abs(), currency: *currency };
+    let sign = if *minor < 0 { "-" } else { "" };
+    let what = match book.as_str() {
+        "revenue" => "earned and not paid out",
+        "tax" => "taxes in what was sold",
+        "fees" => "the house's share",
+        other => other,
+    };
+    format!("{sign}{amount} {what}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_vendor_earned_is_said_with_its_sign() {
+        let book = |book: &str, minor| Book { book: book.to_owned(), currency: "EUR".parse().expect("a currency"), minor };
+        assert_eq!(sales(&book("revenue", 1650)), "16.50 EUR earned and not paid out");
+        assert_eq!(sales(&book("revenue", -5)), "-0.05 EUR earned and not paid out");
+    }
 
     #[test]
     fn a_payment_is_the_accounts_or_a_token_and_a_cards_number_is_refused_without_being_repeated() {

@@ -17,7 +17,7 @@ use chipbound_wire::{Code, Refusal, Result};
 use clap::Subcommand;
 use serde_json::json;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Which receipts are listed.
 #[derive(clap::Args, Debug)]
@@ -38,6 +38,9 @@ pub enum Verb {
     Show {
         /// A receipt's file, or the order or number of a receipt that is kept
         receipt: String,
+        /// The authority's root certificate, PEM or DER [default: the authorities met here]
+        #[arg(long, value_name = "FILE")]
+        root: Option<PathBuf>,
     },
     /// Verify a receipt's signature and certificate at the time it was entered in its server's log, and its place there
     #[command(after_help = "Example:\n  chipbound receipt verify 7c9e6679f0a34de28b1dd0c1c4e0a9b2 --root authority/root.der")]
@@ -82,7 +85,7 @@ pub enum Verb {
 /// Does a verb about receipts.
 pub async fn execute(verb: Verb, home: &Home, output: &Output) -> Result<()> {
     match verb {
-        Verb::Show { receipt } => show(home, output, &receipt),
+        Verb::Show { receipt, root } => show(home, output, &receipt, root.as_deref()),
         Verb::Verify { receipt, root, revocations } => verify(home, output, &receipt, root, revocations),
         Verb::List(listed) => list(home, output, listed).await,
         Verb::Export { receipt, output: file } => export(home, output, &receipt, file),
@@ -95,10 +98,11 @@ pub async fn execute(verb: Verb, home: &Home, output: &Output) -> Result<()> {
     }
 }
 
-fn show(home: &Home, output: &Output, name: &str) -> Result<()> {
+fn show(home: &Home, output: &Output, name: &str, root: Option<&Path>) -> Result<()> {
+    let roots = receipts::roots(home, root)?;
     let found = receipts::find(home, name)?;
     let receipt: Receipt = read_claims(&found.receipt)?;
-    let checked = found.check(&home.authorities()?, None);
+    let checked = found.check(&roots, None);
     let verdict = match &checked {
         Ok(_) => "genuine, as verified here without any server".to_owned(),
         Err(refusal) => format!("NOT VERIFIED: {refusal}"),

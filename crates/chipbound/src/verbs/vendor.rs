@@ -12,12 +12,13 @@ use chipbound_sealing::{Layout, is_library};
 use chipbound_wire::api::{Base64, NewRelease};
 use chipbound_wire::bounded::{List, Text};
 use chipbound_wire::documents::Manifest;
+use chipbound_wire::limits::MAX_NAME;
 use chipbound_wire::signed::Signer;
 use chipbound_wire::suite::{Class, Format, KeyMode, LoaderVariables, Profile};
 use chipbound_wire::{Amount, Code, KeyId, ProgramId, Refusal, Result};
 use clap::Subcommand;
 use serde_json::json;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Seek};
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -69,8 +70,8 @@ pub struct Publish {
     #[arg(long, value_parser = program_name)]
     name: String,
     /// The version's name
-    #[arg(long)]
-    version: String,
+    #[arg(long, value_parser = version)]
+    version: Text<MAX_NAME>,
     /// The price, such as "12.50 EUR"
     #[arg(long, value_name = "AMOUNT", value_parser = parsed::<Amount>, allow_hyphen_values = true)]
     price: Amount,
@@ -91,7 +92,7 @@ pub struct Publish {
     open_to_file: bool,
     /// A program that data may be given to with `run --with`, by its name or by another vendor's whole id, once for each; all of
     /// yours without it. Data that may be opened to a file may be given to any
-    #[arg(long, value_name = "PROGRAM")]
+    #[arg(long, value_name = "PROGRAM", value_parser = reader)]
     reader: Vec<String>,
     /// What happens to LD_* and GLIBC_TUNABLES when it starts: forbid or allow
     #[arg(long, value_name = "POLICY", default_value = "forbid", value_parser = parsed::<LoaderVariables>)]
@@ -117,6 +118,22 @@ fn format(text: &str) -> std::result::Result<Format, String> {
 /// What can follow the vendor in a program's id.
 fn program_name(text: &str) -> std::result::Result<String, String> {
     ProgramId::new(&KeyId([0; 32]), text).map(|id| id.name().to_owned()).map_err(|refusal| refusal.detail)
+}
+
+/// A version's name, which is not empty.
+fn version(text: &str) -> std::result::Result<Text<MAX_NAME>, String> {
+    match text {
+        "" => Err("a version has a name".to_owned()),
+        text => Text::new(text).map_err(|refusal| refusal.detail),
+    }
+}
+
+/// A program's name or whole id.
+fn reader(text: &str) -> std::result::Result<String, String> {
+    match text.contains('/') {
+        true => parsed::<ProgramId>(text).map(|id| id.to_string()),
+        false => program_name(text),
+    }
 }
 
 /// Does a verb of the vendor's identity.
@@ -150,10 +167,11 @@ pub async fn publish(arguments: Publish, common: &Common, output: &Output) -> Re
     let newest = api.programs().await?.into_iter().find(|r| r.program == program).map_or(0, |r| r.sequence);
 
     let failed = |e| Refusal::io(arguments.file.display(), e);
-    let mut file = File::open(&arguments.file).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
+    // Asked before it is opened: opening a pipe would wait for its writer.
+    if !fs::metadata(&arguments.file).map_err(failed)?.is_file() {
         return Err(Refusal::new(Code::UnsupportedProgram, format!("{} is no file", arguments.file.display())));
     }
+    let mut file = File::open(&arguments.file).map_err(failed)?;
     let manifest = manifest(&arguments, program, newest + 1, &file).await?;
     let (size, price) = (manifest.plain_size, arguments.price);
     let signed = Signer { key: identity.key(), chain: identity.chain() }.sign(&manifest)?;
@@ -187,18 +205,21 @@ async fn manifest(arguments: &Publish, program: ProgramId, next: u64, file: &Fil
     let read = file.try_clone().map_err(|e| Refusal::io(arguments.file.display(), e))?;
     let (format, profile) = (arguments.format, arguments.profile);
     let what = arguments.file.display().to_string();
-    let (layout, profile, plain_root, plain_size) = blocking(move || {
+    let (layout, library, profile, plain_root, plain_size) = blocking(move || {
         let (layout, profile) = sealed(format, profile, &read)?;
+        let library = layout.format() != Format::Data && is_library(&read)?;
         let (root, size) = plain_root(read).map_err(|e| Refusal::io(what, e))?;
-        Ok((layout, profile, root, size))
+        Ok((layout, library, profile, root, size))
     })
     .await?;
+    let sequence = arguments.sequence.unwrap_or(next);
+    refuse_without_meaning(arguments, layout.format(), library, sequence)?;
     let readers = arguments.reader.iter().map(|reader| reader_id(reader, &program)).collect::<Result<Vec<_>>>()?;
     let key_modes = if arguments.key_mode.is_empty() { KeyMode::ALL.to_vec() } else { arguments.key_mode.clone() };
     Ok(Manifest {
         program,
-        version: Text::new(arguments.version.as_str())?,
-        sequence: arguments.sequence.unwrap_or(next),
+        version: arguments.version.clone(),
+        sequence,
         format: layout.format(),
         plain_root,
         plain_size,
@@ -210,6 +231,24 @@ async fn manifest(arguments: &Publish, program: ProgramId, next: u64, file: &Fil
         key_modes: List::new(key_modes)?,
         readers: if readers.is_empty() { None } else { Some(List::new(readers)?) },
     })
+}
+
+/// Options that would say nothing of such a file, or forbid the release itself, are [`Code::ConfigInvalid`]: whoever gives them
+/// expects what they do not do.
+fn refuse_without_meaning(arguments: &Publish, format: Format, library: bool, sequence: u64) -> Result<()> {
+    let data = format == Format::Data;
+    let detail = match () {
+        () if arguments.open_to_file && !data => "--open-to-file is for data, and this is a program".to_owned(),
+        () if !arguments.reader.is_empty() && !data && !library => "--reader is for data and libraries, and this is a program".to_owned(),
+        () if arguments.loader_variables == LoaderVariables::Allow && data => {
+            "--loader-variables is for programs, and this is data".to_owned()
+        }
+        () if arguments.minimum_sequence > sequence => {
+            format!("--minimum-sequence {} is above this release's own place, {sequence}: nobody could open it", arguments.minimum_sequence)
+        }
+        () => return Ok(()),
+    };
+    Err(Refusal::new(Code::ConfigInvalid, detail))
 }
 
 /// What of the file is sealed, in the format and with the profile that the vendor says; a file of neither is what it looks like.

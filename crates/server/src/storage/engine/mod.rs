@@ -24,6 +24,9 @@ fn lost() -> Refusal {
     Refusal::new(Code::Internal, "a transaction of the books ended without an answer")
 }
 
+/// SQLite's extended code `SQLITE_IOERR_SHMSIZE`: the file beside the database could not grow, which is how a full disk shows first.
+const SHARED_MEMORY_NOT_ENLARGED: &str = "4874";
+
 /// A database that could not be brought to this version's form.
 fn not_migrated(what: &str, error: MigrateError) -> Refusal {
     match error {
@@ -31,6 +34,9 @@ fn not_migrated(what: &str, error: MigrateError) -> Refusal {
             Code::DatabaseSchema,
             format!("{what} was written by a newer version (its form {version} is unknown here); it was left as it is"),
         ),
+        MigrateError::Execute(sqlx::Error::Database(error)) if error.code().as_deref() == Some(SHARED_MEMORY_NOT_ENLARGED) => {
+            Refusal::new(Code::DiskFull, format!("{what} cannot be opened: there is no room beside it"))
+        }
         other => Refusal::new(Code::Database, format!("{what} cannot be brought to this version's form: {other}")),
     }
 }

@@ -101,14 +101,27 @@ impl Postgres {
 
 /// Brings the database to this version's form, by the same program as SQLite's files.
 async fn migrate(options: &PgConnectOptions) -> Result<()> {
-    let unreachable = |e| Refusal::new(Code::DatabaseUnavailable, format!("the database server cannot be reached: {e}"));
     let connected = tokio::time::timeout(link::CONNECT, options.connect()).await;
     let connected = connected.map_err(|_| Refusal::new(Code::DatabaseUnavailable, "the database server does not answer"))?;
-    let mut connection = connected.map_err(unreachable)?;
+    let mut connection = connected.map_err(not_connected)?;
     let name = format!("the database {}", options.get_database().unwrap_or("of that user"));
     let migrated = MIGRATIONS.run(&mut connection).await.map_err(|e| not_migrated(&name, e));
     connection.close().await.map_err(|e| failed(&e))?;
     migrated
+}
+
+/// How the codes begin with which a server refuses whoever asks: no such user or password, no such database, not allowed to connect.
+const REFUSING: [&str; 3] = ["28", "3D", "42501"];
+
+/// Why there is no connection at the start: what the server refuses is for its operator to mend, all else may pass.
+fn not_connected(error: sqlx::Error) -> Refusal {
+    if let sqlx::Error::Database(refused) = &error
+        && let Some(code) = refused.code()
+        && REFUSING.iter().any(|class| code.starts_with(class))
+    {
+        return Refusal::new(Code::ConfigInvalid, format!("database: the database server refuses it: {}", refused.message()));
+    }
+    Refusal::new(Code::DatabaseUnavailable, format!("the database server cannot be reached: {error}"))
 }
 
 impl Worker {
