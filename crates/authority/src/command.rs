@@ -220,7 +220,7 @@ async fn revoke(config: &Config, target: Option<Target>, speech: Speech) -> Resu
 fn parse_serial(text: &str) -> Result<Vec<u8>> {
     data_encoding::HEXLOWER_PERMISSIVE
         .decode(text.as_bytes())
-        .map_err(|e| Refusal::new(Code::Malformed, format!("{text:?} is no serial number in hexadecimal")).because(e))
+        .map_err(|e| Refusal::new(Code::ConfigInvalid, format!("{text:?} is no serial number in hexadecimal")).because(e))
 }
 
 async fn list(config: &Config, speech: Speech) -> Result<()> {

@@ -269,7 +269,7 @@ fn several_at_once_pause_together_and_the_same_command_goes_on_with_each() {
 fn several_packages_come_by_one_command_and_by_two_at_once() {
     let world = World::start("", 1);
     publish(&world, &["one", "two", "three", "four"], 3 << 20);
-    refused(world.ada(&["buy", "one", "two", "-o", "both"]), Code::Conflict);
+    refused(world.ada(&["buy", "one", "two", "-o", "both"]), Code::ConfigInvalid);
     good(world.ada(&["buy", "one", "two"]));
     let slowly = |name| world.ada(&["buy", name, "--limit-rate", "2M"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let both = ["three", "four"].map(slowly);

@@ -21,6 +21,10 @@ use chipbound_wire::suite::{Aead, Format, Kem, KeyMode, Suite};
 use chipbound_wire::{Code, Digest, Refusal, Result, SystemRandom, Time};
 use std::fs::File;
 use std::io::{Read, Write};
+use std::time::Duration;
+
+/// For so long a delivery waits for an earlier one of its order, whose client has just gone away, to come to its end.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Told how a delivery goes; may refuse, which ends it.
 pub type Progress<'a> = &'a mut dyn FnMut(Word) -> Result<()>;
@@ -109,7 +113,7 @@ fn converse<S: Read + Write>(
 
     // S22: what can you process? The answer is signed as a whole. It says too what an earlier delivery left here.
     let agreed = state.confirmation();
-    let (until, place) = (agreed.expires_at, us.spool.place(agreed.order));
+    let (until, place) = (agreed.expires_at, us.spool.place(agreed.order, PATIENCE));
     let title = format!("{} {}", agreed.program.name(), &*agreed.version);
     let (state, offer) = state.asked(path.expect(Kind::AskCapabilities)?, place.kept(), &context())?;
     path.send(Kind::Offer, &offer)?;

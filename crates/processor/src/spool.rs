@@ -16,7 +16,8 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Bytes of the smallest body that is kept when its delivery is cut short.
 pub const KEPT_FROM: u64 = 1024 * 1024;
@@ -32,8 +33,20 @@ pub struct Spool {
     folder: PathBuf,
     /// Bytes that cut-short deliveries may take together.
     most: u64,
-    /// Orders whose file a delivery is at.
-    busy: Arc<Mutex<HashSet<OrderId>>>,
+    busy: Arc<Busy>,
+}
+
+/// Orders whose file a delivery is at.
+#[derive(Default, Debug)]
+struct Busy {
+    orders: Mutex<HashSet<OrderId>>,
+    freed: Condvar,
+}
+
+impl Busy {
+    fn orders(&self) -> MutexGuard<'_, HashSet<OrderId>> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What a delivery is of, and for whom.
@@ -68,7 +81,7 @@ pub struct Place {
     folder: PathBuf,
     /// None where another delivery of the order is at the file.
     order: Option<OrderId>,
-    busy: Arc<Mutex<HashSet<OrderId>>>,
+    busy: Arc<Busy>,
 }
 
 /// One delivery's file. Dropped, it is removed, unless it is one that is kept.
@@ -117,16 +130,19 @@ impl Spool {
         Ok(found.into_iter().map(|(_, waiting)| waiting).collect())
     }
 
-    /// Takes the order's place for one delivery. Where another delivery is at it already, this one is not kept.
+    /// Takes the order's place for one delivery. Where another delivery is at it for longer than `patience`, this one is not kept: one
+    /// that was paused a moment ago, and is begun again at once, finds the earlier one still at work on the last bytes that came.
     #[must_use]
-    pub fn place(&self, order: OrderId) -> Place {
-        let free = self.busy().insert(order);
+    pub fn place(&self, order: OrderId, patience: Duration) -> Place {
+        let taken = |orders: &mut HashSet<OrderId>| orders.contains(&order);
+        let waited = self.busy.freed.wait_timeout_while(self.busy.orders(), patience, taken);
+        let free = waited.unwrap_or_else(PoisonError::into_inner).0.insert(order);
         Place { folder: self.folder.clone(), order: free.then_some(order), busy: Arc::clone(&self.busy) }
     }
 
     /// Throws away what waits for this order; whether anything did. [`Code::Busy`] while a delivery is at it.
     pub fn forget(&self, order: OrderId) -> Result<bool> {
-        let place = self.place(order);
+        let place = self.place(order, Duration::ZERO);
         if place.order.is_none() {
             return Err(Refusal::new(Code::Busy, "a delivery of this order is under way"));
         }
@@ -156,10 +172,6 @@ impl Spool {
     fn files(&self) -> Result<Vec<PathBuf>> {
         let entries = fs::read_dir(&self.folder).map_err(|e| Refusal::io(self.folder.display(), e))?;
         Ok(entries.flatten().map(|entry| entry.path()).collect())
-    }
-
-    fn busy(&self) -> std::sync::MutexGuard<'_, HashSet<OrderId>> {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A new file for `goods` in `place`, mode 0600; what an earlier delivery of the order left is thrown away.
@@ -215,7 +227,8 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(order) = self.order {
-            self.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&order);
+            self.busy.orders().remove(&order);
+            self.busy.freed.notify_all();
         }
     }
 }
@@ -309,7 +322,7 @@ mod tests {
 
     /// A delivery of 2 MiB that came as far as `done`.
     fn cut_short(spool: &Spool, n: u8, done: u64) {
-        let mut file = spool.begin(spool.place(order(n)), goods(2 * KEPT_FROM), NOW).expect("file");
+        let mut file = spool.begin(spool.place(order(n), Duration::ZERO), goods(2 * KEPT_FROM), NOW).expect("file");
         file.write_at(&[n; 100], 0).expect("written");
         file.advance(done).expect("advanced");
     }
@@ -318,7 +331,7 @@ mod tests {
     fn a_small_delivery_is_its_owners_alone_and_goes_with_its_file() {
         let folder = tempfile::tempdir().expect("folder");
         let spool = spool(&folder);
-        let mut file = spool.begin(spool.place(order(1)), goods(KEPT_FROM - 1), NOW).expect("file");
+        let mut file = spool.begin(spool.place(order(1), Duration::ZERO), goods(KEPT_FROM - 1), NOW).expect("file");
         let path = file.path.clone();
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(path.parent().expect("folder")).expect("there").permissions().mode() & 0o777, 0o700);
@@ -335,12 +348,12 @@ mod tests {
         let first = spool(&folder);
         cut_short(&first, 1, KEPT_FROM);
         cut_short(&first, 2, 0);
-        std::mem::forget(first.begin(first.place(order(3)), goods(10), NOW).expect("file")); // As if it were killed now.
+        std::mem::forget(first.begin(first.place(order(3), Duration::ZERO), goods(10), NOW).expect("file")); // As if it were killed now.
         let again = spool(&folder);
         let waiting = Waiting { order: order(1), done: KEPT_FROM, goods: goods(2 * KEPT_FROM) };
         assert_eq!(again.waiting().expect("read"), [waiting]);
         assert_eq!(again.files().expect("files").len(), 2, "of the others nothing is left");
-        let place = again.place(order(1));
+        let place = again.place(order(1), Duration::ZERO);
         assert_eq!(place.kept(), Some(Kept { terms: Digest([1; 32]), bytes: KEPT_FROM }));
         let file = place.go_on().expect("goes on");
         let mut bytes = [0; 100];
@@ -357,12 +370,26 @@ mod tests {
     fn two_deliveries_of_one_order_do_not_write_one_file() {
         let folder = tempfile::tempdir().expect("folder");
         let spool = spool(&folder);
-        let first = spool.begin(spool.place(order(1)), goods(2 * KEPT_FROM), NOW).expect("file");
-        let second = spool.begin(spool.place(order(1)), goods(2 * KEPT_FROM), NOW).expect("another");
+        let first = spool.begin(spool.place(order(1), Duration::ZERO), goods(2 * KEPT_FROM), NOW).expect("file");
+        let second = spool.begin(spool.place(order(1), Duration::ZERO), goods(2 * KEPT_FROM), NOW).expect("another");
         assert_ne!(first.path, second.path);
         assert_eq!(spool.forget(order(1)).expect_err("at work").code, Code::Busy);
         drop((first, second));
         assert!(!spool.forget(order(1)).expect("nothing waits"));
+    }
+
+    #[test]
+    fn a_delivery_that_is_begun_again_at_once_goes_on_after_the_one_that_was_cut_short() {
+        let folder = tempfile::tempdir().expect("folder");
+        let spool = spool(&folder);
+        let mut paused = spool.begin(spool.place(order(1), Duration::ZERO), goods(2 * KEPT_FROM), NOW).expect("file");
+        std::thread::scope(|scope| {
+            let again = scope.spawn(|| spool.place(order(1), Duration::from_secs(600)).kept());
+            paused.write_at(&[1; KEPT_FROM as usize], 0).expect("written");
+            paused.advance(KEPT_FROM).expect("noted");
+            drop(paused);
+            assert_eq!(again.join().expect("it ends"), Some(Kept { terms: Digest([1; 32]), bytes: KEPT_FROM }));
+        });
     }
 
     #[test]
@@ -375,14 +402,14 @@ mod tests {
         }
         let left: Vec<_> = spool.waiting().expect("read").iter().map(|w| w.order).collect();
         assert_eq!(left, [8, 7, 6, 5, 4].map(order));
-        let large = spool.begin(spool.place(order(9)), goods(MOST + 1), NOW).expect("file");
+        let large = spool.begin(spool.place(order(9), Duration::ZERO), goods(MOST + 1), NOW).expect("file");
         assert!(large.progress.is_none(), "one that is larger than all that may be kept is not kept, and nothing goes for it");
         assert_eq!(spool.waiting().expect("read").len(), 5);
     }
 
     /// Steps of the file system's clock are coarse: the order of these is made plain.
     fn filetime(spool: &Spool, n: u8) {
-        let file = File::options().write(true).open(spool.place(order(n)).path(order(n), PROGRESS)).expect("open");
+        let file = File::options().write(true).open(spool.place(order(n), Duration::ZERO).path(order(n), PROGRESS)).expect("open");
         file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(n))).expect("set");
     }
 
@@ -391,11 +418,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let spool = spool(&folder);
         cut_short(&spool, 1, KEPT_FROM);
-        let path = spool.place(order(1)).path(order(1), PROGRESS);
+        let path = spool.place(order(1), Duration::ZERO).path(order(1), PROGRESS);
         let whole = fs::read(&path).expect("read");
         for bad in [&whole[..60], &[], &[&whole[..], &[b'x'; 300][..]].concat(), &[&[!whole[0]], &whole[1..]].concat()] {
             fs::write(&path, bad).expect("written");
-            assert!(spool.place(order(1)).kept().is_none() && spool.waiting().expect("read").is_empty());
+            assert!(spool.place(order(1), Duration::ZERO).kept().is_none() && spool.waiting().expect("read").is_empty());
         }
     }
 }
