@@ -8,6 +8,7 @@ use crate::control::{Conversation, unexpected};
 use crate::output::Output;
 use crate::verbs::parsed;
 use crate::with::{Taken, With};
+use chipbound_host::files::open_at_once;
 use chipbound_processor::run::LOADER_VARIABLES;
 use chipbound_sealing::Package;
 use chipbound_wire::bounded::{Bytes, List, decode};
@@ -18,7 +19,6 @@ use rustix::io::Errno;
 use rustix::process::{PTracer, set_ptracer};
 use serde_json::json;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -90,7 +90,7 @@ pub fn run(socket: &Path, wishes: &Wishes, arguments: &[OsString], output: &Outp
 
 /// The same refusal with the name of the file that is no package, of the several that the command line names.
 fn blamed(refusal: Refusal, name: &OsStr, with: &[With]) -> Refusal {
-    let no_package = |path: &Path| File::open(path).is_ok_and(|file| Package::read(&file).is_err());
+    let no_package = |path: &Path| open_at_once(path).is_ok_and(|file| Package::read(&file).is_err());
     let named = find(name).into_iter().chain(with.iter().map(|with| with.package.clone()));
     match named.into_iter().find(|path| no_package(path)) {
         Some(path) if !refusal.detail.contains(&*path.to_string_lossy()) => {
@@ -144,13 +144,13 @@ fn attach(socket: &Path, wishes: &Wishes, name: &OsStr, taken: &Taken) -> Result
     }
     let path = find(name)?;
     // Open only where this user may read it; otherwise the processor opens the path itself. Close-on-exec, as all of std's.
-    let package = match File::open(&path) {
+    let package = match open_at_once(&path) {
         Ok(file) => Some(file),
         Err(e) if e.kind() == ErrorKind::PermissionDenied => None,
         Err(e) => return Err(Refusal::io(path.display(), e)),
     };
-    if package.as_ref().is_some_and(|f| f.metadata().is_ok_and(|m| m.is_dir())) {
-        return Err(Refusal::new(Code::NotAPackage, format!("{} is a folder", path.display())));
+    if package.as_ref().is_some_and(|f| f.metadata().is_ok_and(|m| !m.is_file())) {
+        return Err(Refusal::new(Code::NotAPackage, format!("{} is not a regular file", path.display())));
     }
     let mut conversation = Conversation::open(socket)?;
     // Yama (ptrace_scope 1) lets only a tracer that was named here attach to a process that is not its child.

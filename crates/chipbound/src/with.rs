@@ -3,6 +3,7 @@
 //! This process never has the plaintext. It only chooses the number of the descriptor, and keeps it taken until its exec; the processor
 //! puts the data there once nobody but the program can get at it.
 
+use crate::verbs::package::file;
 use chipbound_processor::run::LOADER_VARIABLES;
 use chipbound_wire::limits::MAX_WITH;
 use chipbound_wire::{Code, Refusal, Result};
@@ -54,8 +55,7 @@ impl Taken {
             if taken.0.iter().any(|(other, ..)| other == name) {
                 return Err(Refusal::new(Code::ConfigInvalid, format!("--with {name}=… is there twice")));
             }
-            let file = File::open(package).map_err(|e| Refusal::io(package.display(), e))?;
-            taken.0.push((name.clone(), file, place().map_err(|e| Refusal::io("a descriptor for data", e))?));
+            taken.0.push((name.clone(), file(package)?, place().map_err(|e| Refusal::io("a descriptor for data", e))?));
         }
         Ok(taken)
     }
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn places_are_apart_and_above_those_of_scripts_and_stay_open_over_an_exec() {
-        let with = |name: &str| With { name: name.into(), package: "/dev/null".into() };
+        let with = |name: &str| With { name: name.into(), package: "/proc/self/exe".into() };
         let taken = Taken::take(&[with("A"), with("B")]).expect("taken");
         let numbers = taken.numbers();
         assert!(numbers[0] != numbers[1] && numbers.iter().all(|n| *n >= 10), "{numbers:?}");

@@ -91,6 +91,21 @@ fn the_file_that_is_no_package_is_named_and_data_is_told_from_programs() {
     let said = refused(world.ada(&["receipt", "show", "plain"]), Code::WrongDocument);
     assert!(said.contains("plain is no receipt"), "{said}");
 
+    // Nobody waits for the other end of a pipe.
+    good(Command::new("mkfifo").arg(world.work("pipe")));
+    for line in [
+        "run ./pipe",
+        "run --with D=./pipe ./ls",
+        "verify ./pipe",
+        "inspect ./pipe",
+        "install ./pipe",
+        "open ./pipe -o out",
+        "uninstall pipe --bin .",
+    ] {
+        refused(world.ada(&line.split(' ').collect::<Vec<_>>()), Code::NotAPackage);
+    }
+    assert!(json_lines(&good(world.ada(&["--json", "list", "--bin", "."]))).iter().all(|found| found["name"] != "pipe"));
+
     // A reader that goes away is no error, here as elsewhere.
     let line = r#"(chipbound open open -o -; echo "exit $?" >&2) | head -c 3 > /dev/null"#;
     let mut shell = world.ada(&[]);

@@ -141,6 +141,11 @@ pub fn read(path: &Path, limit: usize) -> Result<Vec<u8>> {
     read_limited(file, path, limit)
 }
 
+/// Opens a file for reading without waiting for anybody, as opening a pipe that nobody writes to would.
+pub fn open_at_once(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
+}
+
 /// Reads a file that holds a secret: it must belong to this process's user and nobody else may touch it
 /// ([`Code::InsecurePermissions`]).
 pub fn read_private(path: &Path, limit: usize) -> Result<Vec<u8>> {

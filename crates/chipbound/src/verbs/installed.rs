@@ -9,7 +9,7 @@ use crate::client::store::copy;
 use crate::control::{Description, describe, unexpected};
 use crate::home::Home;
 use crate::output::Output;
-use chipbound_host::files::Pending;
+use chipbound_host::files::{Pending, open_at_once};
 use chipbound_host::lossy;
 use chipbound_sealing::{Package, is_library};
 use chipbound_wire::bounded::Bytes;
@@ -257,7 +257,7 @@ struct Seen {
 }
 
 fn look(path: &Path) -> Option<Seen> {
-    match File::open(path) {
+    match open_at_once(path) {
         Ok(package) => {
             let Parts { terms, interpreter, library } = parts(&package).ok()?;
             Some(Seen { order: Some(terms.order), direct: library.is_none().then(|| interpreter.is_some_and(|i| can_execute(&i))) })
@@ -278,7 +278,7 @@ fn title(bought: &[Receipt], order: OrderId) -> String {
 
 fn uninstall(output: &Output, name: &str, bin: Option<&Path>) -> Result<()> {
     let target = named(&bins::folder(bin)?, name)?;
-    let package = File::open(&target).map_err(|e| match e.kind() {
+    let package = open_at_once(&target).map_err(|e| match e.kind() {
         ErrorKind::NotFound => Refusal::new(Code::NotFound, format!("{} is not there; where it is, chipbound list says", target.display())),
         _ => Refusal::io(target.display(), e),
     })?;
@@ -291,7 +291,7 @@ fn uninstall(output: &Output, name: &str, bin: Option<&Path>) -> Result<()> {
 async fn verify(socket: &Path, output: &Output, package: &Path) -> Result<()> {
     let target = find(package)?;
     let shown = target.display().to_string();
-    let (known, opened) = match File::open(&target) {
+    let (known, opened) = match open_at_once(&target) {
         Ok(file) => (parts(&file).ok(), vec![file.into()]),
         Err(e) if e.kind() == ErrorKind::PermissionDenied => (None, Vec::new()), // The processor looks by itself.
         Err(e) => return Err(Refusal::io(&shown, e)),

@@ -7,7 +7,7 @@ use crate::control::{Conversation, unexpected};
 use crate::home::Home;
 use crate::output::Output;
 use crate::run::Wishes;
-use chipbound_host::files::Pending;
+use chipbound_host::files::{Pending, open_at_once};
 use chipbound_host::lossy;
 use chipbound_sealing::Package;
 use chipbound_wire::control::{Request, Response};
@@ -64,8 +64,14 @@ pub async fn execute(verb: Verb, common: &Common, output: &Output) -> Result<()>
     }
 }
 
-pub(super) fn file(path: &Path) -> Result<File> {
-    File::open(path).map_err(|e| Refusal::io(path.display(), e))
+/// A file that may be a package, open for reading.
+pub(crate) fn file(path: &Path) -> Result<File> {
+    let failed = |e| Refusal::io(path.display(), e);
+    let file = open_at_once(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(Refusal::new(Code::NotAPackage, format!("{} is not a regular file", path.display())));
+    }
+    Ok(file)
 }
 
 async fn open(socket: PathBuf, output: &Output, package: &Path, target: &Path) -> Result<()> {
