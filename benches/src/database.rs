@@ -192,7 +192,7 @@ fn new_order(order: OrderId, buyer: AccountId, release: &StoredRelease, confirma
         receipt: None,
     };
     let idempotency_key = order.order.to_string();
-    NewOrder { order, idempotency_key, parameters: Digest([17; 32]), again: true }
+    NewOrder { order, idempotency_key, parameters: Digest([17; 32]), again: true, withdrawn: false }
 }
 
 #[cfg(test)]

@@ -468,6 +468,11 @@ fn another_version_takes_an_installed_commands_place_and_another_program_does_no
     common::flipped(&bin.join("tool"), &bin.join("tool"), (layout.sealed()[0].offset + 100) as usize);
     assert!(refused(installed("./sh", &[]), Code::Conflict).contains("a package that does not open here (page_altered"));
     good(installed("./sh2", &[])); // The very release that it was before it was damaged.
+    common::flipped(&world.work("sh2"), &world.work("damaged"), (layout.sealed()[0].offset + 100) as usize);
+    for more in [&[][..], &["--replace"]] {
+        refused(installed("./damaged", more), Code::PageAltered);
+        assert!(fs::read(bin.join("tool")).unwrap() == second, "a whole one does not give way to one that is damaged");
+    }
     good(installed("./true", &["--replace"]));
     assert!(fs::read(bin.join("tool")).unwrap() != second);
     script(&bin.join("mine"), "#!/bin/sh");

@@ -21,7 +21,7 @@ const TICKETS: u32 = 8;
 impl<R: Repository> Server<R> {
     /// Places an order (step 1002): answers with a signed confirmation. The same key and request return the same bytes for ever; the
     /// same key with another request is [`Code::IdempotencyConflict`]. What was bought for that processor before, and can be downloaded
-    /// again, is [`Code::AlreadyBought`] unless it is asked for again.
+    /// again, is [`Code::AlreadyBought`] unless it is asked for again. What its vendor withdrew is [`Code::SequenceTooOld`].
     pub async fn place_order(&self, customer: &Principal, key: &str, request: &api::NewOrder) -> Result<Order> {
         if key.bytes().all(|b| !b.is_ascii_alphabetic()) {
             refuse_card_numbers("the idempotency key", key)?; // Digits among letters are chance.
@@ -38,6 +38,10 @@ impl<R: Repository> Server<R> {
         if !manifest.key_modes.contains(&key_mode) {
             return Err(Refusal::new(Code::NothingInCommon, format!("the vendor does not release this in the key mode {key_mode}")));
         }
+        let withdrawn = match &request.version {
+            Some(_) => self.is_withdrawn(&manifest).await?,
+            None => false, // It is the newest.
+        };
         let now = self.now();
         let confirmation = Confirmation {
             order: OrderId(fresh(&mut SystemRandom)),
@@ -68,8 +72,14 @@ impl<R: Repository> Server<R> {
             holds: 0,
             receipt: None,
         };
-        let new = NewOrder { order, idempotency_key: key.to_owned(), parameters: parameters(request)?, again: request.again };
+        let new = NewOrder { order, idempotency_key: key.to_owned(), parameters: parameters(request)?, again: request.again, withdrawn };
         self.repository.place_order(&new).await.map(shown)
+    }
+
+    /// Whether the newest release of the program says that this one is not to be opened any more.
+    async fn is_withdrawn(&self, manifest: &Manifest) -> Result<bool> {
+        let newest = self.repository.find_release(manifest.program.as_str(), None).await?;
+        Ok(manifest.sequence < read_claims::<Manifest>(&newest.signed_manifest)?.minimum_sequence)
     }
 
     /// An order as its owner sees it.

@@ -139,8 +139,13 @@ async fn install(socket: &Path, output: &Output, package: &Path, place: Place) -
     let usual = package.file_name().map(|n| n.to_string_lossy().into_owned());
     let name = place.name.or(usual).ok_or_else(|| Refusal::new(Code::ConfigInvalid, format!("{} names no file", package.display())))?;
     let target = named(&bins::folder(place.bin.as_deref())?, &name)?;
-    if let Some(there) = replaceable(&target)?.filter(|_| !place.replace) {
-        check_same_program(socket, output, &target, (&there, &from)).await?;
+    let there = replaceable(&target)?.filter(|_| !place.replace);
+    let new = program(socket, output, &from).await?; // What is damaged takes no place, least of all that of a whole one.
+    if let Some(there) = there {
+        // One that is damaged gives way to its own release.
+        if parts(&there)?.terms.manifest != terms.manifest {
+            check_same_program(socket, output, &target, (&there, &new)).await?;
+        }
     }
     let owned = bins::ownership(library.is_some());
     let written = target.clone();
@@ -186,14 +191,10 @@ fn replaceable(target: &Path) -> Result<Option<File>> {
     }
 }
 
-/// Refuses a package of another program than the one that is there, by what the processor says of both.
-async fn check_same_program(socket: &Path, output: &Output, target: &Path, (there, new): (&File, &File)) -> Result<()> {
-    if parts(there)?.terms.manifest == parts(new)?.terms.manifest {
-        return Ok(());
-    }
-    let new = program(socket, output, new).await?;
+/// Refuses to put a package of the program `new` in the place of another program's, by what the processor says of that one.
+async fn check_same_program(socket: &Path, output: &Output, target: &Path, (there, new): (&File, &ProgramId)) -> Result<()> {
     let what = match program(socket, output, there).await {
-        Ok(there) if there == new => return Ok(()),
+        Ok(there) if there == *new => return Ok(()),
         Ok(there) => format!("the command of {there}"),
         Err(refusal) => format!("a package that does not open here ({refusal})"),
     };

@@ -297,6 +297,8 @@ pub struct NewOrder {
     pub parameters: Digest,
     /// Whether it may be for what the account bought for that processor before.
     pub again: bool,
+    /// Whether its vendor withdrew the release: then it is not placed, and one that was placed with the key before is found all the same.
+    pub withdrawn: bool,
 }
 
 /// An order.
@@ -361,7 +363,7 @@ pub trait Orders {
     /// Places an order. The same key and parameters return the order that was placed first; the same key with other
     /// parameters is [`chipbound_wire::Code::IdempotencyConflict`]. Refuses with [`chipbound_wire::Code::RateLimited`] where 256
     /// orders of the account wait for its agreement (those that are placed in the same moment come on top), and with
-    /// [`chipbound_wire::Code::AlreadyBought`] what is not wanted again.
+    /// [`chipbound_wire::Code::AlreadyBought`] what is not wanted again, with [`chipbound_wire::Code::SequenceTooOld`] what was withdrawn.
     fn place_order(&self, new: &NewOrder) -> impl Future<Output = Result<StoredOrder>> + Send;
     /// An order of that account.
     fn order(&self, account: AccountId, order: OrderId) -> impl Future<Output = Result<StoredOrder>> + Send;

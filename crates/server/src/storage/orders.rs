@@ -365,13 +365,14 @@ fn check_deliverable(tx: &dyn Tx, order: &StoredOrder, now: Time) -> Result<()> 
 
 /// Places the order, or finds the one that was placed with its key before. Nobody fills the books who agrees to nothing.
 fn place(tx: &dyn Tx, new: &NewOrder) -> Result<StoredOrder> {
-    if insert(tx, new)? {
+    if !new.withdrawn && insert(tx, new)? {
         return Ok(new.order.clone());
     }
     let account = new.order.account;
     let find_before = "SELECT order_id, parameters FROM orders WHERE account = $1 AND idempotency_key = $2";
     let ids = |row: &dyn Row| Ok((OrderId(row.id("order_id")?), Digest(row.id("parameters")?)));
     match first(tx, find_before, values![&account, &new.idempotency_key], ids)? {
+        None if new.withdrawn => Err(Refusal::new(Code::SequenceTooOld, "the vendor withdrew this version: it would be opened no more")),
         None => Err(bought_before(tx, new)?
             .unwrap_or_else(|| Refusal::new(Code::RateLimited, format!("{NOT_AGREED_TO} orders wait for an agreement already")))),
         Some((_, parameters)) if parameters != new.parameters => {

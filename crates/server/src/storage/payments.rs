@@ -81,7 +81,7 @@ pub enum Begun {
 /// what it confirmed after.
 pub trait Payments {
     /// Notes down that the provider is asked to hold the price of an order that is not agreed to yet, by the payment method with that
-    /// digest. The same refusals as [`Orders::authorise`], and [`chipbound_wire::Code::PaymentPending`] while it is not known what
+    /// digest. The same refusals as [`super::Orders::authorise`], and [`chipbound_wire::Code::PaymentPending`] while it is not known what
     /// became of another method's payment.
     fn begin_payment(
         &self,

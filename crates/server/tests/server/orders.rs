@@ -55,6 +55,24 @@ async fn the_same_key_places_the_same_order_even_at_once_and_with_other_paramete
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_its_vendor_withdrew_is_not_sold_any_more() {
+    let world = World::new().await;
+    let plain = sample(10);
+    world.publish("tool", &plain).await;
+    let (ann, vera) = (world.log_in("ann").await, world.log_in("vera").await);
+    let first = NewOrder { version: Some("1.0".to_owned()), ..wanted("tool") };
+    let before = ann.place("before", &first).await.unwrap();
+    vera.publish(&world.vendor.sign(&world.manifest("tool", "2.0", 2, &plain)), eur(250), &plain).await.unwrap();
+    ann.place("an-older-one", &first).await.expect("it was not withdrawn");
+    let newest = Manifest { minimum_sequence: 2, ..world.manifest("tool", "3.0", 3, &plain) };
+    vera.publish(&world.vendor.sign(&newest), eur(250), &plain).await.unwrap();
+    assert_eq!(code(ann.place("after", &first).await), Code::SequenceTooOld);
+    assert_eq!(ann.place("before", &first).await.unwrap(), before, "what was placed before is shown as it is");
+    ann.place("second", &NewOrder { version: Some("2.0".to_owned()), ..wanted("tool") }).await.expect("it may be opened");
+    ann.place("newest", &wanted("tool")).await.expect("the newest");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_exist_or_is_not_allowed_cannot_be_ordered() {
     let world = World::new().await;
     let plain = sample(10);

@@ -16,6 +16,7 @@ impl Fixture {
             idempotency_key: format!("key {number}"),
             parameters: Digest::of(b"p"),
             again: false,
+            withdrawn: false,
         };
         self.repository.place_order(&new).await
     }

@@ -132,7 +132,7 @@ impl Fixture {
         change: impl FnOnce(StoredOrder) -> StoredOrder,
     ) -> Result<StoredOrder> {
         let order = change(Self::order(number));
-        let new = NewOrder { order, idempotency_key: key.to_owned(), parameters: Digest::of(parameters), again: true };
+        let new = NewOrder { order, idempotency_key: key.to_owned(), parameters: Digest::of(parameters), again: true, withdrawn: false };
         self.repository.place_order(&new).await
     }
 
