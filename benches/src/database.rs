@@ -104,7 +104,9 @@ impl Shop {
         let (buyer, _) = customers[customer];
         let confirmation = document();
         let order = OrderId(fresh(&mut SystemRandom));
-        repository.place_order(&new_order(order, buyer, release, &confirmation)).await?;
+        let new = new_order(order, buyer, release, &confirmation);
+        let processor = new.order.processor;
+        repository.place_order(&new).await?;
         repository.authorise(buyer, order, Digest::of(&confirmation), NOW).await?;
         let ticket = Digest(fresh(&mut SystemRandom));
         let new = NewTicket { ticket, order, account: buyer, expires_at: NOW.after(60) };
@@ -123,7 +125,7 @@ impl Shop {
             seal: seal.clone(),
             created_at: NOW,
         };
-        repository.record_delivery(&delivery).await?;
+        repository.record_delivery(&delivery, processor).await?;
         let seal = Digest::of(&seal);
         repository.sent(buyer, order, seal).await?;
         let (acknowledgement, token) = (document(), document());

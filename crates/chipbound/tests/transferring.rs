@@ -54,6 +54,19 @@ fn a_transferred_purchase_opens_on_the_new_processor_and_never_again_on_the_old_
 }
 
 #[test]
+fn a_purchase_moved_to_a_mistyped_key_is_moved_on_by_its_buyer() {
+    let (world, order, second) = bought();
+    let shown = json_lines(&good(world.ada(&["--json", "processor", "show", "--processor", &second])));
+    let key = shown.last().unwrap()["processor"].as_str().unwrap().to_owned();
+    let mistyped = format!("{}{}", &key[..63], if key.ends_with('0') { '1' } else { '0' });
+    good(world.ada(&["transfer", &order, "--to", &mistyped]));
+    refused(world.ada(&["redownload", &order, "-o", "none", "--processor", &second]), Code::ProcessorMismatch);
+    good(world.ada(&["transfer", &order, "--to", &key]));
+    on_the_second(&world, &order, &second, "moved");
+    refused(world.ada(&["transfer", &order, "--to", &mistyped, "--processor", &second]), Code::OrderRetired);
+}
+
+#[test]
 fn a_purchase_of_a_revoked_processor_moves_without_its_word() {
     let (mut world, order, second) = bought();
     let from = json_lines(&good(world.ada(&["--json", "receipts"])))[0]["processor"].as_str().unwrap().to_owned();

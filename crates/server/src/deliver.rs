@@ -86,7 +86,7 @@ fn converse<R: Repository, S: Read + Write>(
 
         // … seal. It is on record before it leaves, so that no acknowledgement ever finds us without it.
         let (awaiting_acknowledgement, seal) = sending.seal(&roots, &keys.statement.signer())?;
-        runtime.block_on(server.repository.record_delivery(&stored.sealed_by(seal.clone(), now())))?;
+        runtime.block_on(server.repository.record_delivery(&stored.sealed_by(seal.clone(), now()), order.processor))?;
         path.send(Kind::Seal, &seal)?;
 
         // Step 1008 (1217): received, opened, compared. The charge (1219) is captured when the owner brings this on the first path.

@@ -1,7 +1,8 @@
-//! A purchase moves to another processor when its own is retired or revoked: no second charge, and the old one is never served again.
+//! A purchase moves to another processor when its own is retired or revoked, or was never reached: no second charge, and the old one is
+//! never served again.
 
 use crate::server::Server;
-use crate::storage::{NewTransfer, Principal, Repository, StoredOrder};
+use crate::storage::{Leaving, NewTransfer, Principal, Repository, StoredOrder};
 use chipbound_wire::api::{Base64, TransferOrder, Transferring};
 use chipbound_wire::documents::{Acknowledgement, Confirmation, Retirement, RetirementRequest, Terms, Transfer};
 use chipbound_wire::signed::{Verified, read_claims, verify_document};
@@ -12,7 +13,7 @@ const REQUEST_SECONDS: u64 = 600;
 
 impl<R: Repository> Server<R> {
     /// Moves a settled order to the processor `request.to`: with the signed retirement of its own processor, or at once where that one is
-    /// revoked. Without either, gives the request that its own processor is to answer. Within the time of the receipt, as a re-download.
+    /// revoked or nothing was ever delivered to it: a mistyped key, under which nobody is, is mended by a second transfer. Otherwise gives the request that its own processor is to answer. Within the time of the receipt, as a re-download.
     ///
     /// Refuses a retirement that does not verify, or is of another order ([`Code::OrderMismatch`]), processor or destination
     /// ([`Code::ProcessorMismatch`]), an order that is not settled ([`Code::OrderState`]) or too old ([`Code::ReceiptExpired`]), and a
@@ -28,16 +29,17 @@ impl<R: Repository> Server<R> {
         if self.repository.gave_up(order.order, request.to).await? {
             return Err(Refusal::new(Code::OrderRetired, "that processor gave this order up before"));
         }
-        let retirement = match &request.retirement {
-            Some(retirement) => Some(self.check_retirement(&order, request.to, &retirement.0)?),
-            None if self.is_revoked(&order).await? => None,
+        let leaving = match &request.retirement {
+            Some(retirement) => Leaving::Retired(self.check_retirement(&order, request.to, &retirement.0)?),
+            None if self.is_revoked(&order).await? => Leaving::Revoked,
+            None if !self.repository.reached(order.order, order.processor).await? => Leaving::Unreached,
             None => return self.ask_to_retire(&order, request.to),
         };
         let at = self.now();
         let word = Transfer { order: order.order, account: order.account, from: order.processor, to: request.to, at };
         let transfer = self.keys.get().receipt.signer().sign(&word)?;
         let (from, to) = (order.processor, request.to);
-        let new = NewTransfer { order: order.order, account: order.account, from, to, retirement, transfer, at };
+        let new = NewTransfer { order: order.order, account: order.account, from, to, leaving, transfer, at };
         let transfer = self.repository.transfer(&new).await?;
         self.forget_parcel(order.order).await?;
         tracing::info!(order = %order.order, %from, %to, "transferred");

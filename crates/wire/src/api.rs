@@ -540,7 +540,7 @@ pub struct Settled {
 pub struct TransferOrder {
     /// The identity key of the other processor.
     pub to: KeyId,
-    /// The signed `retirement` by its own; left out at first, and where that one is revoked.
+    /// The signed `retirement` by its own; left out at first, and where that one is revoked or was never delivered to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retirement: Option<Base64>,
 }

@@ -134,7 +134,7 @@ pub enum Verb {
     },
     /// Move a purchase to another processor: this machine's gives it up for ever, unless it was revoked
     #[command(
-        after_help = "Example:\n  chipbound transfer 7c9e6679f0a34de28b1dd0c1c4e0a9b2 --to 52e94d6adab3283efbb3fc1726d8bcb452e94d6adab3283efbb3fc1726d8bcb4\n\nThen, on the other machine: chipbound redownload ORDER. Interrupted, the same command goes on.\n\nA processor's key is taken as it is: under one that no processor has, the purchase opens nowhere, and only the\nserver's operator can make it good (chipbound account refund)."
+        after_help = "Example:\n  chipbound transfer 7c9e6679f0a34de28b1dd0c1c4e0a9b2 --to 52e94d6adab3283efbb3fc1726d8bcb452e94d6adab3283efbb3fc1726d8bcb4\n\nThen, on the other machine: chipbound redownload ORDER. Interrupted, the same command goes on.\n\nA processor's key is taken as it is. As long as nothing was delivered to that processor, as under a mistyped key\nthat none has, the same command with the right key mends it; back to this machine's processor it never comes."
     )]
     Transfer {
         /// A receipt's file, or the order; a receipt that is not kept here is fetched

@@ -9,7 +9,7 @@ use super::{
     orders, payments,
 };
 use chipbound_wire::api::OrderState;
-use chipbound_wire::{AccountId, Code, Digest, OrderId, Refusal, Result, Time};
+use chipbound_wire::{AccountId, Code, Digest, KeyId, OrderId, Refusal, Result, Time};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
 
@@ -32,13 +32,14 @@ fn delivery(row: &dyn Row) -> Result<Delivery> {
 }
 
 impl Deliveries for Books {
-    async fn record_delivery(&self, delivery: &Delivery) -> Result<()> {
+    async fn record_delivery(&self, delivery: &Delivery, processor: KeyId) -> Result<()> {
         let new = delivery.clone();
         let record = move |tx: &dyn Tx| {
             // An order that is locked by whoever ends it is looked at again when he is done.
             let insert = "INSERT INTO deliveries (terms_digest, order_id, terms, wrap, kem, sealing_key, release_secret, content_key, seal,
                           seal_digest, created_at) SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 FROM orders
-                          WHERE order_id = $2 AND state NOT IN ('confirmed', 'authorised', 'cancelled', 'expired', 'refunded') FOR UPDATE";
+                          WHERE order_id = $2 AND processor = $12
+                          AND state NOT IN ('confirmed', 'authorised', 'cancelled', 'expired', 'refunded') FOR UPDATE";
             let (terms, seal) = (Digest::of(&new.terms), Digest::of(&new.seal));
             let values = values![
                 &terms,
@@ -52,11 +53,16 @@ impl Deliveries for Books {
                 &new.seal,
                 &seal,
                 signed(new.created_at.0)?,
+                &processor,
             ];
             if tx.execute_last(insert, values)? == 1 {
                 return Ok(());
             }
-            Err(match orders::find(tx, new.order)?.ok_or_else(orders::unknown_order)?.state {
+            let order = orders::find(tx, new.order)?.ok_or_else(orders::unknown_order)?;
+            if order.processor != processor {
+                return Err(Refusal::new(Code::Conflict, format!("the order is for processor {} since", order.processor)));
+            }
+            Err(match order.state {
                 OrderState::Authorised => {
                     Refusal::new(Code::OrderState, "no delivery of the order was begun: ask for a ticket and show it first")
                 }

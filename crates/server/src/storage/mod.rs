@@ -30,7 +30,7 @@ pub use parcels::{Parcels, StoredParcel};
 pub use payments::{Begun, OrderPayment, PaymentState, Payments};
 pub use settlement::{Deliveries, Log, MakeReceipt, ReceiptEntry, SettledOrder, Settlement, Settling, StoredReceipt};
 pub use shares::{Parts, Shares};
-pub use transfers::{NewTransfer, Transfers};
+pub use transfers::{Leaving, NewTransfer, Transfers};
 
 use chipbound_session::Roots;
 use chipbound_wire::api::{AccountRole, Balance, OrderState, Scope, TokenInfo};

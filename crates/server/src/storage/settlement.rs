@@ -3,7 +3,7 @@
 use super::{Delivery, Shares, StoredOrder};
 use crate::log_key::LogSigner;
 use chipbound_wire::tlog::Tile;
-use chipbound_wire::{AccountId, Digest, OrderId, Result, Time};
+use chipbound_wire::{AccountId, Digest, KeyId, OrderId, Result, Time};
 use std::future::Future;
 use std::sync::Arc;
 
@@ -85,8 +85,9 @@ pub type MakeReceipt = Arc<dyn Fn(&ReceiptEntry) -> Result<Vec<u8>> + Send + Syn
 
 /// Deliveries, settlement and receipts.
 pub trait Deliveries {
-    /// Keeps a delivery, before its seal leaves the server. An order that ended meanwhile is refused with the code of its state.
-    fn record_delivery(&self, delivery: &Delivery) -> impl Future<Output = Result<()>> + Send;
+    /// Keeps a delivery to that processor, before its seal leaves the server. An order that ended meanwhile is refused with the code of its
+    /// state, one that is for another processor meanwhile with [`chipbound_wire::Code::Conflict`].
+    fn record_delivery(&self, delivery: &Delivery, processor: KeyId) -> impl Future<Output = Result<()>> + Send;
     /// An order of that account with its delivery of that seal; [`chipbound_wire::Code::UnknownOrder`],
     /// [`chipbound_wire::Code::AcknowledgementMismatch`].
     fn sent(&self, account: AccountId, order: OrderId, seal: Digest) -> impl Future<Output = Result<(StoredOrder, Delivery)>> + Send;

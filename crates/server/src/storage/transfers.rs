@@ -2,8 +2,21 @@
 
 use super::books::Books;
 use super::orders;
-use super::sql::{Row, Tx, first, number, signed, values};
+use super::sql::{Row, Tx, all, first, number, signed, values};
+use chipbound_wire::documents::Terms;
+use chipbound_wire::signed::read_claims;
 use chipbound_wire::{AccountId, Code, KeyId, OrderId, Refusal, Result, Time};
+
+/// Why the old processor opens nothing of the order.
+#[derive(Clone)]
+pub enum Leaving {
+    /// It said so itself: the signed retirement.
+    Retired(Vec<u8>),
+    /// The authority withdrew its certificate.
+    Revoked,
+    /// Nothing was ever delivered to it.
+    Unreached,
+}
 
 /// An order that is to be for another processor.
 #[derive(Clone)]
@@ -16,8 +29,8 @@ pub struct NewTransfer {
     pub from: KeyId,
     /// The one that it is to be for.
     pub to: KeyId,
-    /// The signed retirement; none where the processor is revoked.
-    pub retirement: Option<Vec<u8>>,
+    /// Why that one may be passed over.
+    pub leaving: Leaving,
     /// The signed transfer.
     pub transfer: Vec<u8>,
     /// When.
@@ -28,10 +41,13 @@ pub struct NewTransfer {
 pub trait Transfers {
     /// Makes the order another processor's: nothing is delivered to the old one any more. A repeat returns the bytes that were kept first.
     /// Refuses [`chipbound_wire::Code::OrderState`] where the order is not settled, [`chipbound_wire::Code::Conflict`] where it is not, or
-    /// not any more, for the old one, and [`chipbound_wire::Code::OrderRetired`] where the new one gave it up before.
+    /// not any more, for the old one, or where that one was reached after all, and [`chipbound_wire::Code::OrderRetired`] where the new
+    /// one gave it up before.
     fn transfer(&self, new: &NewTransfer) -> impl Future<Output = Result<Vec<u8>>> + Send;
     /// The signed transfer by which the order came to that processor.
     fn transfer_to(&self, order: OrderId, to: KeyId) -> impl Future<Output = Result<Option<Vec<u8>>>> + Send;
+    /// Whether anything of the order was delivered to that processor: a seal of it is on record.
+    fn reached(&self, order: OrderId, processor: KeyId) -> impl Future<Output = Result<bool>> + Send;
     /// Whether that processor gave the order up, or lost it because it was revoked.
     fn gave_up(&self, order: OrderId, processor: KeyId) -> impl Future<Output = Result<bool>> + Send;
     /// The signed terms and the acknowledgement of the order's newest acknowledged delivery, if there is any.
@@ -59,13 +75,36 @@ fn transfer(tx: &dyn Tx, new: &NewTransfer) -> Result<Vec<u8>> {
     if gave_up(tx, new.order, new.to)? {
         return Err(Refusal::new(Code::OrderRetired, "that processor gave this order up before"));
     }
+    if matches!(new.leaving, Leaving::Unreached) && reached(tx, new.order, new.from)? {
+        return Err(Refusal::new(Code::Conflict, "a delivery reached the order's processor meanwhile: it is asked to give the order up"));
+    }
+    let retirement = if let Leaving::Retired(word) = &new.leaving { Some(word) } else { None };
     tx.put(
         "INSERT INTO transfers (order_id, from_processor, to_processor, retirement, transfer, at) VALUES ($1, $2, $3, $4, $5, $6)",
-        values![&new.order, &new.from, &new.to, new.retirement.as_ref(), &new.transfer, signed(new.at.0)?],
+        values![&new.order, &new.from, &new.to, retirement, &new.transfer, signed(new.at.0)?],
     )?;
     tx.put("UPDATE orders SET processor = $1 WHERE order_id = $2", values![&new.to, &new.order])?;
     tx.put("DELETE FROM tickets WHERE order_id = $1", values![&new.order])?;
     Ok(new.transfer.clone())
+}
+
+/// Looks into the terms of each delivery: clocks are set back, so that the newest is not the last.
+fn reached(tx: &dyn Tx, order: OrderId, processor: KeyId) -> Result<bool> {
+    let page = "SELECT seal_digest, terms FROM deliveries WHERE order_id = $1 AND seal_digest > $2 ORDER BY seal_digest LIMIT 64";
+    let both = |row: &dyn Row| Ok((row.id::<32>("seal_digest")?, row.bytes("terms")?));
+    let mut after = Vec::new();
+    loop {
+        let deliveries = all(tx, page, values![&order, &after], both)?;
+        for (_, terms) in &deliveries {
+            if read_claims::<Terms>(terms)?.processor == processor {
+                return Ok(true);
+            }
+        }
+        match deliveries.last() {
+            Some((seal, _)) => after = seal.to_vec(),
+            None => return Ok(false),
+        }
+    }
 }
 
 fn gave_up(tx: &dyn Tx, order: OrderId, processor: KeyId) -> Result<bool> {
@@ -81,6 +120,10 @@ impl Transfers for Books {
 
     async fn transfer_to(&self, order: OrderId, to: KeyId) -> Result<Option<Vec<u8>>> {
         self.read(move |books: &dyn Tx| first(books, FIND, values![&order, &to], |row| row.bytes("transfer"))).await
+    }
+
+    async fn reached(&self, order: OrderId, processor: KeyId) -> Result<bool> {
+        self.read(move |books: &dyn Tx| reached(books, order, processor)).await
     }
 
     async fn gave_up(&self, order: OrderId, processor: KeyId) -> Result<bool> {

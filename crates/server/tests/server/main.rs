@@ -19,4 +19,5 @@ mod publishing;
 mod reconciling;
 mod refusals;
 mod settlement;
+mod transferring;
 mod world;

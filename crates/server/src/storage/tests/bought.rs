@@ -1,7 +1,7 @@
 //! What was bought is not charged a second time by habit.
 
 use super::fixture::{BUYER, Fixture, NOW};
-use crate::storage::{NewOrder, NewTransfer, Orders, StoredOrder, Transfers};
+use crate::storage::{Leaving, NewOrder, NewTransfer, Orders, StoredOrder, Transfers};
 use chipbound_wire::{Code, Digest, KeyId, OrderId, Refusal, Result};
 
 const FIRST: KeyId = KeyId([7; 32]);
@@ -43,7 +43,8 @@ pub(super) async fn what_was_bought_for_a_processor_is_ordered_again_only_by_tho
     let later = NOW.after(1001);
     books.once(6, |order| StoredOrder { issued_at: later, ..order }).await.expect("the receipt buys nothing any more");
 
-    let word = NewTransfer { order, account: BUYER, from: FIRST, to: SECOND, retirement: Some(vec![5]), transfer: vec![1], at: NOW };
+    let word =
+        NewTransfer { order, account: BUYER, from: FIRST, to: SECOND, leaving: Leaving::Retired(vec![5]), transfer: vec![1], at: NOW };
     books.repository.transfer(&word).await.expect("moved");
     refused(books.once(7, |order| order).await, &format!("which was transferred to processor {SECOND}"));
     refused(books.once_for(8, SECOND).await, "which is for this processor since it was transferred");

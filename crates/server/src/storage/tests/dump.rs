@@ -86,7 +86,7 @@ pub(super) async fn a_backup_becomes_the_same_books_on_the_other_engine_and_thes
         account: super::fixture::BUYER,
         from: KeyId([7; 32]),
         to: KeyId([8; 32]),
-        retirement: None,
+        leaving: crate::storage::Leaving::Revoked,
         transfer: vec![1],
         at: NOW,
     };

@@ -201,7 +201,7 @@ impl Fixture {
             seal: vec![seal],
             created_at: NOW,
         };
-        self.repository.record_delivery(&delivery).await
+        self.repository.record_delivery(&delivery, KeyId([7; 32])).await
     }
 
     pub(super) async fn settle(&self, number: u8, seal: u8, token: &[u8]) -> Result<SettledOrder> {

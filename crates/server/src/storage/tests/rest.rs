@@ -2,7 +2,8 @@
 
 use super::fixture::{BUYER, Fixture, NOW, OTHER, VENDOR, code, eur, release};
 use crate::storage::{
-    Accounts, CommonPackage, NewAccount, NewTransfer, Orders, Parcels, PendingUpload, Releases, StoredParcel, StoredRelease, Transfers,
+    Accounts, CommonPackage, Leaving, NewAccount, NewTransfer, Orders, Parcels, PendingUpload, Releases, StoredParcel, StoredRelease,
+    Transfers,
 };
 use chipbound_session::Roots;
 use chipbound_testkit::{Pki, documents};
@@ -136,7 +137,7 @@ pub(super) async fn an_order_moves_to_another_processor_once_and_never_back(book
         account: BUYER,
         from,
         to,
-        retirement: (word == 1).then(|| vec![5]),
+        leaving: if word == 1 { Leaving::Retired(vec![5]) } else { Leaving::Revoked },
         transfer: vec![word],
         at: NOW,
     };
@@ -151,6 +152,7 @@ pub(super) async fn an_order_moves_to_another_processor_once_and_never_back(book
     assert_eq!(one.expect("moved"), two.expect("the same"), "two at once move it once and answer alike");
     assert_eq!(repository.order(BUYER, order).await.expect("the order").processor, second);
     assert!(repository.transfer_to(order, second).await.expect("a query").is_some());
+    assert_eq!(code(books.seal(1, 2).await), Code::Conflict, "a delivery to the first that was under way ends without its seal");
     assert!(repository.gave_up(order, first).await.expect("a query") && !repository.gave_up(order, second).await.expect("a query"));
     assert_eq!(code(repository.transfer(&word(second, first, 3)).await), Code::OrderRetired, "never back");
     assert_eq!(repository.transfer(&word(second, third, 4)).await.expect("on"), [4]);

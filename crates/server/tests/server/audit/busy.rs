@@ -4,7 +4,7 @@ use super::bent::{Tampering, parse};
 use crate::processor::{Delivered, Processor};
 use crate::world::{User, World, eur, sample};
 use chipbound_server::config::{Policy, Tax};
-use chipbound_server::storage::{Accounts, Deliveries, NewTransfer, Orders, Settlement, Shares, Transfers};
+use chipbound_server::storage::{Accounts, Deliveries, Leaving, NewTransfer, Orders, Settlement, Shares, Transfers};
 use chipbound_testkit::Repeatable;
 use chipbound_wire::KeyId;
 use chipbound_wire::api::{NewOrder, Order};
@@ -165,7 +165,7 @@ impl Busy {
                 let (from, to, at) = (self.processor.id(), KeyId([9; 32]), world.now());
                 let transfer = Transfer { order: id, account: confirmation.account, from, to, at };
                 let transfer = world.keys.get().receipt.signer().sign(&transfer).unwrap();
-                let new = NewTransfer { order: id, account: confirmation.account, from, to, retirement: None, transfer, at };
+                let new = NewTransfer { order: id, account: confirmation.account, from, to, leaving: Leaving::Revoked, transfer, at };
                 repository.transfer(&new).await.unwrap();
             }
             Way::Refunded => drop(repository.refund(id, "it did not run", world.now()).await.unwrap()),
