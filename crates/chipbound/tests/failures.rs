@@ -9,8 +9,11 @@ use chipbound::demo::world::Daemon;
 use chipbound_wire::Code;
 use common::{CHIPBOUND, World, good, json_lines, noise, refused, script};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -256,15 +259,22 @@ fn where_the_kernel_lacks_a_call_the_program_runs_or_the_refusal_says_so() {
     no_plaintext(&world);
 }
 
-/// bindfs, a file system in a user's process, over a folder.
+/// A file system in a user's process.
 struct Fuse(Child, PathBuf);
 
 impl Fuse {
-    fn mount(from: &Path, at: PathBuf, options: &[&str]) -> Option<Self> {
+    /// bindfs, over a folder.
+    fn bound(from: &Path, at: PathBuf, options: &[&str]) -> Option<Self> {
+        let mut bindfs = Command::new("bindfs");
+        bindfs.arg("-f").args(options).arg(from);
+        Self::mount(bindfs, at)
+    }
+
+    fn mount(mut command: Command, at: PathBuf) -> Option<Self> {
         fs::create_dir_all(&at).unwrap();
         let device = fs::metadata(&at).unwrap().dev();
-        let spawned = Command::new("bindfs").arg("-f").args(options).args([from, &at]).stdin(Stdio::null()).stderr(Stdio::null()).spawn();
-        let mut child = spawned.inspect_err(|e| println!("not run here: bindfs: {e}")).ok()?;
+        let spawned = command.arg(&at).stdin(Stdio::null()).stderr(Stdio::null()).spawn();
+        let mut child = spawned.inspect_err(|e| println!("not run here: {command:?}: {e}")).ok()?;
         while fs::metadata(&at).unwrap().dev() == device {
             if child.try_wait().unwrap().is_some() {
                 println!("not run here: this machine mounts no FUSE");
@@ -287,7 +297,7 @@ impl Drop for Fuse {
 #[test]
 fn a_package_on_a_fuse_mount_runs_and_is_refused_when_its_file_system_is_gone() {
     let mut world = world();
-    let Some(mut fuse) = Fuse::mount(&world.work(""), world.folder.path().join("mounted"), &[]) else { return };
+    let Some(mut fuse) = Fuse::bound(&world.work(""), world.folder.path().join("mounted"), &[]) else { return };
     let start = |world: &World, fuse: &Fuse| world.ada(&["run", "./app"]).current_dir(&fuse.1).output().unwrap();
     for _ in 0..3 {
         assert_eq!(outcome(&start(&world, &fuse)), "whole");
@@ -322,7 +332,7 @@ fn a_file_system_that_goes_away_in_the_middle_of_a_start_leaves_the_program_or_n
         let slow = [&format!("--read-rate={rate}"), "-o", "attr_timeout=0,entry_timeout=0"];
         world.daemons.daemons[2].stop();
         restart(&mut world, Path::new(CHIPBOUND));
-        let Some(mut fuse) = Fuse::mount(&world.work(""), at.clone(), &slow) else { return };
+        let Some(mut fuse) = Fuse::bound(&world.work(""), at.clone(), &slow) else { return };
         let mut command = world.ada(&["run", "./app"]);
         command.current_dir(&at).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().unwrap();
@@ -341,6 +351,52 @@ fn a_file_system_that_goes_away_in_the_middle_of_a_start_leaves_the_program_or_n
     assert!(in_reading > 0, "it was lost at other moments each time");
     no_plaintext(&world);
     assert_eq!(outcome(&begin(&world).wait_with_output().unwrap()), "whole", "from its own file system");
+}
+
+/// A folder of this machine over the network: sshfs, by TCP on loopback to an SFTP server of its own.
+fn sshfs(from: &Path, at: PathBuf) -> Option<(Fuse, Child)> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serving = std::thread::spawn(move || {
+        let connection = OwnedFd::from(listener.accept().unwrap().0);
+        let output = connection.try_clone().unwrap();
+        Command::new("/usr/lib/openssh/sftp-server").stdin(connection).stdout(output).spawn().unwrap()
+    });
+    let mut sshfs = Command::new("sshfs");
+    sshfs.args(["-f", "-o", &format!("directport={port}")]).arg(format!("127.0.0.1:{}", from.display()));
+    Some((Fuse::mount(sshfs, at)?, serving.join().unwrap()))
+}
+
+#[test]
+fn a_package_on_a_network_mount_runs_waits_for_a_server_that_stalls_and_is_refused_when_it_is_gone() {
+    let world = world();
+    let [first, second, third] = ["app", "second", "third"].map(|name| world.work(name));
+    fs::copy(&first, &second).unwrap();
+    fs::copy(&first, &third).unwrap();
+    let Some((mounted, mut server)) = sshfs(&world.work(""), world.folder.path().join("mounted")) else { return };
+    let run = |name: &str| {
+        let mut command = world.ada(&["run"]);
+        command.arg(mounted.1.join(name)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    for _ in 0..3 {
+        assert_eq!(outcome(&run("app").output().unwrap()), "whole");
+        assert_eq!(outcome(&Command::new(mounted.1.join("app")).output().unwrap()), "whole", "started directly");
+    }
+    let pid = Pid::from_child(&server);
+    kill_process(pid, Signal::STOP).unwrap();
+    let mut waiting = run("second").spawn().unwrap();
+    assert_eq!(outcome(&begin(&world).wait_with_output().unwrap()), "whole", "others start meanwhile");
+    assert!(waiting.try_wait().unwrap().is_none(), "it waits, as a plain program would");
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(outcome(&waiting.wait_with_output().unwrap()), "whole");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let output = run("third").output().unwrap();
+    assert!([126, 127].contains(&output.status.code().unwrap()) && output.stdout.is_empty(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("error["), "{output:?}");
+    nothing_runs(&world);
+    no_plaintext(&world);
 }
 
 /// As on network file systems without a server of locks.
